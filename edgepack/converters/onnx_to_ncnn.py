@@ -1,0 +1,149 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "pnnx==20261020",
+#     "onnx==1.23.2",
+#     "numpy==2.4.6",
+#     "protobuf==7.36.2",
+#     "ml-dtypes==0.6.0",
+# ]
+#
+# [tool.uv]
+# override-dependencies = ["torch ; sys_platform == 'never'"]
+# ///
+"""Convert ONNX to ncnn's ``model.ncnn.param`` and ``model.ncnn.bin`` with pnnx.
+
+Request: ``model`` (ONNX file, fixed shapes), ``half`` (store weights as float16). pnnx's wheel wants torch, but its
+program reads ONNX without it. The program gets a copy in which every tensor and node has a plain name: its
+text format is cut at white space, and names come from the model. Exit 0 means little: the caller must load and
+run the result. ``result.json`` says per input and output which axis pnnx took for the batch (null: none).
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+
+TYPES = {
+    onnx.TensorProto.FLOAT: "f32",
+    onnx.TensorProto.FLOAT16: "f16",
+    onnx.TensorProto.DOUBLE: "f64",
+    onnx.TensorProto.INT32: "i32",
+    onnx.TensorProto.INT64: "i64",
+    onnx.TensorProto.INT16: "i16",
+    onnx.TensorProto.INT8: "i8",
+    onnx.TensorProto.UINT8: "u8",
+    onnx.TensorProto.BOOL: "bool",
+}
+NO_AXIS = 233  # pnnx's own mark for "no batch axis"
+
+
+def main() -> None:
+    request = json.loads(Path(sys.argv[1]).read_text())
+    model = onnx.load(request["model"])
+    inputs, outputs = plain(model)
+    onnx.save(model, "model.onnx")
+    log = run_pnnx(",".join(inputs), half=bool(request["half"]))
+    param, weights = Path("model.ncnn.param"), Path("model.ncnn.bin")
+    if not param.is_file() or not weights.is_file():
+        raise SystemExit(f"pnnx exited 0 but wrote no ncnn model: {last_words(log)}")
+    surface = Path("model_ncnn.py").read_text()
+    result = {
+        "input_axes": [axis(surface, rf"\(in{i}\.numpy\(\), batch_index=(\d+)\)") for i in range(len(inputs))],
+        "output_axes": [axis(surface, rf"\(out{i}\.numpy\(batch_index=(\d+)\)\)") for i in range(outputs)],
+        "complaints": complaints(log),
+    }
+    out = Path(request["out"])
+    (out / param.name).write_bytes(param.read_bytes())
+    (out / weights.name).write_bytes(weights.read_bytes())
+    (out / "result.json").write_text(json.dumps(result))
+
+
+def plain(model: onnx.ModelProto) -> tuple[list[str], int]:
+    """Give tensors and nodes plain names, in place. Returns pnnx's words for the inputs, and how many outputs."""
+    graph = model.graph
+    names: dict[str, str] = {"": ""}
+
+    def rename(name: str) -> str:
+        return names.setdefault(name, f"t{len(names)}")
+
+    constant = {initializer.name for initializer in graph.initializer}
+    real = [value for value in graph.input if value.name not in constant]
+    del graph.input[:]
+    graph.input.extend(real)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = rename(value.name)
+    for index, node in enumerate(graph.node):
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            raise SystemExit(f"pnnx can't convert {node.op_type}: ncnn has no control flow")
+        node.name = f"n{index}"
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
+    del graph.quantization_annotation[:]
+    return [_word(value) for value in graph.input], len(graph.output)
+
+
+def _word(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in TYPES:
+        raise SystemExit(f"ncnn has no input of type {onnx.TensorProto.DataType.Name(tensor.elem_type)}")
+    shape = [dim.dim_value for dim in tensor.shape.dim]
+    # pnnx has no word for a tensor without axes; a single number is the same bytes.
+    return f"[{','.join(map(str, shape or [1]))}]{TYPES[tensor.elem_type]}"
+
+
+def run_pnnx(shapes: str, *, half: bool) -> str:
+    """Run the program in the current folder; returns what it said. Exits with a sentence when it fails."""
+    spec = find_spec("pnnx")
+    assert spec is not None and spec.origin is not None
+    # The wheel's Python wrapper hides a crash behind exit code 245.
+    program = Path(spec.origin).parent / "pnnx"
+    done = subprocess.run(
+        [program, "model.onnx", f"inputshape={shapes}", f"fp16={int(half)}"],
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    log = (done.stdout + done.stderr).decode("utf-8", "replace")
+    sys.stderr.write(log)
+    if done.returncode:
+        ending = f"exit {done.returncode}"
+        if done.returncode < 0:
+            ending = f"crashed with {signal.Signals(-done.returncode).name}"
+        raise SystemExit(f"pnnx can't convert this model ({ending}, {stage(log)}): {last_words(log)}")
+    return log
+
+
+def stage(log: str) -> str:
+    """The last of pnnx's passes that it announced."""
+    found = re.findall(r"^#+ (\S+)", log, re.M)
+    return f"in {found[-1]}" if found else "before its first pass"
+
+
+def last_words(log: str) -> str:
+    """The last line that is not a heading or a count."""
+    dull = ("#", "FLOPS", "memory OPS", "model inputshape")
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(dull)]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def complaints(log: str) -> list[str]:
+    """Lines in which pnnx says that it left something out, at most 20."""
+    wanted = ("ignore ", "unsupported", "not supported", "no adapt", "fallback", "exceeds")
+    lines = [line.strip() for line in log.splitlines()]
+    return list(dict.fromkeys(line[:300] for line in lines if any(word in line for word in wanted)))[:20]
+
+
+def axis(surface: str, pattern: str) -> int | None:
+    """The batch axis that pnnx's generated Python gives one tensor."""
+    found = re.search(pattern, surface)
+    return int(found.group(1)) if found and int(found.group(1)) != NO_AXIS else None
+
+
+if __name__ == "__main__":
+    main()

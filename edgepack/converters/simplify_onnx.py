@@ -1,0 +1,64 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "onnxsim==0.8.1",
+#     "onnx==1.23.2",
+#     "onnxruntime==1.31.1",
+#     "numpy==2.4.6",
+#     "protobuf==7.36.2",
+#     "ml-dtypes==0.6.0",
+#     "flatbuffers==25.12.19",
+# ]
+# ///
+"""Simplify an ONNX file with onnxsim: fold what is constant and merge what can be merged.
+
+Request: ``model`` (ONNX file, fixed shapes). Writes ``model.onnx`` in one file. Whether the result is right is
+not decided here: the caller runs both files and compares. onnxruntime is in the environment because onnxsim
+folds constants with it when it is there; ONNX's own reference evaluator is its slow and incomplete substitute.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import onnxsim
+
+OLDEST_OPSET = 13  # onnxsim 0.8.1 writes Constant nodes that older opsets refuse
+GROWTH = 1.1  # a file that grows by more than this is not simpler: constants were unrolled
+SMALL = "1KB"  # the largest constant that is folded on the second try
+
+
+def main() -> None:
+    request = json.loads(Path(sys.argv[1]).read_text())
+    # The tool gets the parsed model, so the input file itself is never at risk.
+    model = onnx.load(request["model"])
+    before, size = len(model.graph.node), model.ByteSize()
+    simplified = simplify(model)
+    if simplified.ByteSize() > GROWTH * size:
+        simplified = simplify(model, tensor_size_threshold=SMALL)
+    out = Path(request["out"])
+    onnx.save(simplified, out / "model.onnx")
+    result = {"nodes_before": before, "nodes_after": len(simplified.graph.node), "onnxsim": onnxsim.__version__}
+    (out / "result.json").write_text(json.dumps(result))
+
+
+def simplify(model: onnx.ModelProto, **options: object) -> onnx.ModelProto:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if opset < OLDEST_OPSET:
+        options["target_opset_version"] = OLDEST_OPSET
+    try:
+        # check_n=0: outputs are compared by the caller, on real samples.
+        simplified, ok = onnxsim.simplify(copy, check_n=0, **options)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise SystemExit(f"onnxsim can't simplify this model: {lines[0][:300]}") from error
+    if not ok:
+        raise SystemExit("onnxsim says that its own result is not valid")
+    return simplified
+
+
+if __name__ == "__main__":
+    main()

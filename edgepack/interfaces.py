@@ -1,0 +1,153 @@
+"""The seams: what a plugin implements, as narrow as it can be.
+
+A *tensor folder* is a directory with ``0.npy``, ``1.npy`` ..., one file per model input (or output) in the
+model's order, each of shape [samples, *tensor shape] and C order. It is how arrays travel between steps and
+child processes: names of tensors come from the model and never become file names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from edgepack.types import (
+    Artifact,
+    Calibration,
+    Compiler,
+    Completed,
+    Model,
+    Precision,
+    Problem,
+    RuntimeSpec,
+    Target,
+)
+
+
+@runtime_checkable
+class Importer(Protocol):
+    """Turns one kind of source into ONNX and runs the source in its own framework."""
+
+    name: str
+    version: str
+    tools: tuple[str, ...]  # converter scripts that it runs; their digests go into the cache key
+
+    def accepts(self, source: str) -> bool:
+        """Say whether this importer is meant for `source` (a path or ``package.module:factory``)."""
+
+    def digest(self, source: str, options: Mapping[str, Any]) -> str:
+        """SHA-256 over every byte of the source that decides the result."""
+
+    def to_onnx(
+        self,
+        source: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        options: Mapping[str, Any],
+        out: Path,
+    ) -> None:
+        """Write ``out/model.onnx`` (one file, fixed shapes) and ``out/model.json``.
+
+        The latter holds ``opset``, ``inputs``, ``outputs`` (name, dtype, shape each) and ``operators``.
+        """
+
+    def reference(
+        self,
+        source: str,
+        model: Model,
+        options: Mapping[str, Any],
+        samples: Path,
+        out: Path,
+    ) -> None:
+        """Run the source in its own framework on the tensor folder `samples`; write a tensor folder to `out`."""
+
+
+@runtime_checkable
+class GraphPass(Protocol):
+    """Rewrites an ONNX file; the pipeline keeps the result only when outputs stay equal."""
+
+    name: str
+    version: str
+    tools: tuple[str, ...]
+
+    def __call__(self, model: Model, out: Path) -> None:
+        """Write ``out/model.onnx``."""
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Makes a QDQ ONNX model."""
+
+    name: str
+    version: str
+
+    def quantize(self, model: Model, calibration: Calibration, exclude: tuple[str, ...], out: Path) -> None:
+        """Write ``out/model.onnx`` with QuantizeLinear/DequantizeLinear pairs."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One inference engine: exports its files, runs them on the host, and tells what its harness needs."""
+
+    name: str
+    version: str
+    int8: Literal["qdq", "own", "none"]
+
+    def tools(self, precision: Precision) -> tuple[str, ...]:
+        """Converter scripts that export and run use at `precision`; their digests go into the cache key."""
+
+    def base(self, precision: Precision) -> Precision | None:
+        """The precision whose exported folder `export` starts from, or None for the ONNX model itself."""
+
+    def problems(self, model: Model, precision: Precision) -> list[Problem]:
+        """What is known to fail, before any long step."""
+
+    def export(
+        self,
+        model: Model,
+        precision: Precision,
+        calibration: Calibration | None,
+        base: Path | None,
+        out: Path,
+    ) -> None:
+        """Write the engine's files and ``artifact.json`` (see `edgepack.artifact`) to `out`."""
+
+    def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
+        """Run on the host with the real engine: tensor folder in, tensor folder out, in the source's layout.
+
+        Returns facts about the run; ``latency_ms`` is the median of the timed runs on this host.
+        Raises `VariantError` when the engine can't load or run the files.
+        """
+
+    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+        """What to compile and ship. Raises `VariantError` where the engine has no library for the target."""
+
+
+@runtime_checkable
+class Toolchain(Protocol):
+    """Finds a C++ compiler for a target."""
+
+    name: str
+    version: str
+
+    def locate(self, target: Target) -> Compiler | None:
+        """Return a compiler that is there (or can be prepared), or None."""
+
+    def advice(self, target: Target) -> str:
+        """What to install so that `locate` finds one, in one sentence."""
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """The only way to a device: run, push, pull, close."""
+
+    def run(self, argv: list[str], timeout: float) -> Completed:
+        """Run a program on the device; `timeout` in seconds."""
+
+    def push(self, local: Path, remote: str) -> None:
+        """Copy one file to the device."""
+
+    def pull(self, remote: str, local: Path) -> None:
+        """Copy one file from the device."""
+
+    def close(self) -> None:
+        """Let go of the connection."""

@@ -1,0 +1,391 @@
+"""build(): the straight line from a model to a bundle. Start reading here.
+
+    import -> reference, simplify -> export (engine x precision) -> verify -> harness -> self-test -> bundle
+
+Each step is a function from files to a folder (`steps`), remembered by the hash of its inputs (`cache.output`), and
+starts as soon as what it needs is there (`graph.Graph`). A variant that fails is an `Outcome` with a reason and
+never stops the others.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgepack import bundle, log, modelheader, plugins, process, steps, toolchains, verify
+from edgepack.cache import Cache, Entry, Step, sha256_file
+from edgepack.errors import EdgepackError, Unsupported, VariantError
+from edgepack.graph import Graph
+from edgepack.plan import BuildPlan
+from edgepack.resources import data
+from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status, Variant, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """How a build ended: an outcome for every variant, and the bundle when at least one was built."""
+
+    plan: BuildPlan
+    outcomes: tuple[Outcome, ...]
+    bundle: Path | None
+    digest: str
+    samples: int
+    synthetic: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A variant that passed everything, with the folders that make up its part of the bundle."""
+
+    checked: steps.Checked
+    verdict: Verdict
+    harness: Entry
+    packed: Entry
+    self_test: SelfTest
+
+
+def build(plan: BuildPlan, cache: Cache, compilers: dict[str, Compiler]) -> BuildResult:
+    """Make a bundle for a plan, with the compilers that `plan.prepare` found.
+
+    Raises `ModelError` when the source can't be imported or its ONNX form doesn't give the source's outputs.
+    """
+    started = time.monotonic()
+    with ThreadPoolExecutor(plan.jobs) as pool:
+        graph = Graph(pool)
+        line = Line(plan, cache, graph, compilers)
+        try:
+            graph.finish()
+        except KeyboardInterrupt:
+            process.kill_all()
+            pool.shutdown(cancel_futures=True)
+            raise
+    model, samples = line.model.result(), line.samples.result()
+    line.checked_import.result()
+    ready = {variant: future for variant, future in line.ready.items()}
+    outcomes = tuple(line.outcome(variant, future) for variant, future in ready.items())
+    built = [future.result() for future in ready.values() if future.exception() is None]
+    golden = line.golden.result()
+    path, digest = None, ""
+    if built:
+        path = plan.destination
+        digest = write_bundle(plan, model, samples, golden, built)
+    return BuildResult(
+        plan=plan,
+        outcomes=(*outcomes, *plan.refused),
+        bundle=path,
+        digest=digest,
+        samples=samples.verify_count,
+        synthetic=samples.synthetic,
+        seconds=time.monotonic() - started,
+    )
+
+
+class WouldRun(EdgepackError):
+    """A step that a dry run found not to be in the cache."""
+
+
+class DryCache(Cache):
+    """Looks steps up and makes nothing: not even the cache's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def output(self, step: Step, make: Callable[[Path], None]) -> Entry:
+        """The finished step, or `WouldRun`."""
+        found = self.lookup(step, discard=False)
+        if found is None:
+            raise WouldRun(step.title)
+        return found
+
+
+def dry_run(plan: BuildPlan, root: Path) -> list[tuple[str, str]]:
+    """The steps of a build and whether each is cached, would run, or fails already; changes nothing."""
+    compilers = {v.engine: toolchains.select(plan.target, v.engine) for v in plan.variants}
+    with ThreadPoolExecutor(plan.jobs) as pool:
+        graph = Graph(pool)
+        Line(plan, DryCache(root), graph, compilers)
+        graph.finish()
+    states: list[tuple[str, str]] = []
+    for node in graph.nodes:
+        error = node.future.exception()
+        if error is None:
+            states.append((node.title, "cached"))
+        elif isinstance(error, WouldRun):
+            states.append((node.title, "would run"))
+        else:
+            states.append((node.title, f"fails: {error}"))
+    return states
+
+
+class Line:
+    """The steps of one build, wired: every attribute is a future."""
+
+    def __init__(self, plan: BuildPlan, cache: Cache, graph: Graph, compilers: dict[str, Compiler]) -> None:
+        self.plan, self.cache, self.graph, self.compilers = plan, cache, graph, compilers
+        self.seconds: dict[Variant, float] = {}
+        add = graph.add
+        self.imported = add("import", lambda: steps.import_model(plan, cache))
+        self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m), self.imported)
+        self.reference = add(
+            "reference", lambda m, s: steps.run_reference(plan, cache, m, s), self.imported, self.samples
+        )
+        ran = add(
+            "run the imported model",
+            lambda m, s: steps.run_onnx(cache, m, s, "run the imported model"),
+            self.imported,
+            self.samples,
+        )
+        self.model = add("simplify", lambda m, s, r: steps.simplify(cache, m, s, r), self.imported, self.samples, ran)
+        self.checked_import = add(
+            "check the import", steps.check_import, self.imported, self.samples, self.reference, ran
+        )
+        self.golden = add(
+            "golden samples",
+            lambda m, s, r: steps.pack_golden(cache, m, s, r),
+            self.model,
+            self.samples,
+            self.reference,
+        )
+        self.exports: dict[Variant, Future[Entry]] = {}
+        for variant in plan.variants:
+            self._export(variant)
+        self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
+        self.ready = {variant: self._finish(variant) for variant in plan.variants}
+
+    def outcome(self, variant: Variant, future: Future[Ready]) -> Outcome:
+        """What became of a variant, from its last step."""
+        error = future.exception()
+        seconds = self.seconds.get(variant, 0.0)
+        if error is None:
+            ready = future.result()
+            size = bundle.tree_size(ready.packed.path)
+            return Outcome(
+                variant=variant,
+                status=Status.BUILT,
+                size=size,
+                runtime_size=bundle.tree_size(ready.harness.path / "bin")
+                + bundle.tree_size(ready.harness.path / "lib"),
+                verdict=ready.verdict,
+                self_test=ready.self_test,
+                host_latency_ms=ready.checked.latency_ms,
+                seconds=seconds,
+            )
+        if isinstance(error, Dropped):
+            return Outcome(
+                variant=variant,
+                status=Status.DROPPED,
+                reason=error.message,
+                hint=error.hint,
+                verdict=error.verdict,
+                seconds=seconds,
+            )
+        if isinstance(error, VariantError):
+            status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.FAILED
+            return Outcome(variant=variant, status=status, reason=error.message, hint=error.hint, seconds=seconds)
+        if isinstance(error, EdgepackError):
+            raise error
+        log.warn("".join(traceback.format_exception(error)))
+        return Outcome(
+            variant=variant,
+            status=Status.FAILED,
+            reason=f"edgepack bug: {type(error).__name__}: {error}",
+            hint="Please report this with the traceback above.",
+            seconds=seconds,
+        )
+
+    def _export(self, variant: Variant) -> Future[Entry]:
+        if variant in self.exports:
+            return self.exports[variant]
+        engine = self.plan.engine(variant.engine)
+        base = engine.base(variant.precision)
+        needs: list[Future[Any]] = [self.model, self.samples]
+        if base is not None:
+            needs.append(self._export(Variant(engine=variant.engine, precision=base)))
+
+        def work(model: Model, samples: steps.Samples, base_entry: Entry | None = None) -> Entry:
+            data = samples.calibration if variant.precision is Precision.INT8 else None
+            with self._timed(variant):
+                return steps.export(self.cache, engine, model, variant.precision, data, base_entry)
+
+        self.exports[variant] = self.graph.add(f"export {variant}", work, *needs)
+        return self.exports[variant]
+
+    def _harness(self, name: str) -> Future[Entry]:
+        engine = self.plan.engine(name)
+        exports = [self.exports[variant] for variant in self.plan.variants if variant.engine == name]
+
+        def work(*settled: Future[Entry]) -> Entry:
+            layers: set[str] = set()
+            for future in settled:
+                if future.exception() is None:
+                    layers |= set(steps.artifacts.read(future.result().path).layers)
+                elif all(f.exception() is not None for f in settled):
+                    raise future.exception() or RuntimeError
+            return steps.build_harness(
+                self.cache, engine, self.plan.target, self.compilers[name], tuple(sorted(layers)), self.plan.jobs
+            )
+
+        return self.graph.settle(f"harness {name}", work, *exports)
+
+    def _finish(self, variant: Variant) -> Future[Ready]:
+        """Verify on the host, then self-test the cross-built harness."""
+        engine, target = self.plan.engine(variant.engine), self.plan.target
+
+        def check(exported: Entry, model: Model, samples: steps.Samples, reference: Entry) -> steps.Checked:
+            with self._timed(variant):
+                checked = steps.check(self.cache, engine, variant, model, exported, samples, reference)
+            verdict = verify.judge(checked.metrics, target.bounds[variant.precision], samples.verify_count)
+            if not verdict.passed:
+                raise Dropped(verdict)
+            return checked
+
+        def finish(checked: steps.Checked, model: Model, samples: steps.Samples, built: Entry, golden: Entry) -> Ready:
+            with self._timed(variant):
+                packed = steps.pack_variant(self.cache, engine, target, model, checked)
+                compiler = self.compilers[variant.engine]
+                tested = steps.self_test(self.cache, variant, target, compiler, built, packed, golden)
+            bound = target.bounds[variant.precision]
+            return Ready(
+                checked=checked,
+                verdict=verify.judge(checked.metrics, bound, samples.verify_count),
+                harness=built,
+                packed=packed,
+                self_test=tested,
+            )
+
+        checked = self.graph.add(
+            f"verify {variant}", check, self.exports[variant], self.model, self.samples, self.reference
+        )
+        return self.graph.add(
+            f"self-test {variant}",
+            finish,
+            checked,
+            self.model,
+            self.samples,
+            self.harnesses[variant.engine],
+            self.golden,
+        )
+
+    def _timed(self, variant: Variant) -> _Timer:
+        return _Timer(self.seconds, variant)
+
+
+class _Timer:
+    """Adds the time of a block to a variant's sum."""
+
+    def __init__(self, seconds: dict[Variant, float], variant: Variant) -> None:
+        self.seconds, self.variant = seconds, variant
+
+    def __enter__(self) -> None:
+        self.started = time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        spent = time.monotonic() - self.started
+        self.seconds[self.variant] = self.seconds.get(self.variant, 0.0) + spent
+
+
+class Dropped(VariantError):
+    """A variant whose outputs are too far from the source's. Never shipped."""
+
+    id = "EP102"
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(
+            f"its outputs are too far from the source's: {verdict.reason}",
+            "Use another precision or engine, give more typical calibration data, or set [bounds] in a target profile.",
+        )
+        self.verdict = verdict
+
+
+def write_bundle(plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]) -> str:
+    """Put the parts together at the plan's destination and return the bundle's digest.
+
+    A bundle of the same parts that is whole is left as it is.
+    """
+    facts = manifest_facts(plan, model, samples, golden, built)
+    key = steps.build_key({**facts, "code": plugins.module_digest(__name__), "header": _header_digests()})
+    facts["build_key"] = key
+    existing = _existing_digest(plan.destination, key)
+    if existing:
+        return existing
+    with bundle.replacing(plan.destination) as folder:
+        shutil.copytree(golden.path, folder / "golden")
+        for ready in built:
+            shutil.copytree(ready.packed.path / "files", folder / "variants" / str(ready.checked.variant))
+        for built_harness in {r.harness.path: r.harness for r in built}.values():
+            for part in ("bin", "lib", "licences"):
+                if (built_harness.path / part).is_dir():
+                    shutil.copytree(built_harness.path / part, folder / part, dirs_exist_ok=True)
+        (folder / "include").mkdir()
+        shutil.copyfile(_api_header(), folder / "include" / "edgepack.h")
+        (folder / "include" / "edgepack_model.h").write_text(modelheader.render(model))
+        manifest = bundle.write_manifest(folder, facts)
+    digest: str = manifest["digest"]
+    return digest
+
+
+def manifest_facts(
+    plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]
+) -> dict[str, Any]:
+    """Everything the manifest says besides the list of files; no times, no paths, nothing of this machine."""
+    target = asdict(plan.target)
+    return {
+        "name": plan.name,
+        "target": {**target, "bounds": {str(k): asdict(v) for k, v in plan.target.bounds.items()}},
+        "model": {"digest": model.digest, "opset": model.opset},
+        "inputs": [asdict(spec) for spec in model.inputs],
+        "outputs": [asdict(spec) for spec in model.outputs],
+        "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
+        "samples": {
+            "verify": samples.verify_count,
+            "verify_digest": samples.verify_digest,
+            "synthetic": samples.synthetic,
+            "calibration": samples.calibration.count if samples.calibration else 0,
+            "calibration_digest": samples.calibration.digest if samples.calibration else None,
+        },
+        "golden": golden.digest,
+        "variants": [_variant_facts(ready) for ready in built],
+    }
+
+
+def _variant_facts(ready: Ready) -> dict[str, Any]:
+    variant = ready.checked.variant
+    engine = plugins.load("engines", variant.engine)
+    return {
+        "name": str(variant),
+        "engine": variant.engine,
+        "engine_version": engine.version,
+        "precision": variant.precision,
+        "verdict": asdict(ready.verdict),
+        "self_test": asdict(ready.self_test),
+        "harness": f"bin/edgepack-{variant.engine}",
+        "artifact_digest": ready.checked.digest,
+        "packed_digest": ready.packed.digest,
+        "harness_digest": ready.harness.digest,
+        "facts": ready.checked.artifact.facts,
+        "tools": plugins.digest(engine, engine.tools(variant.precision)),
+    }
+
+
+def _existing_digest(destination: Path, key: str) -> str:
+    try:
+        found = bundle.open_bundle(destination)
+    except EdgepackError:
+        return ""
+    same = found.manifest.get("build_key") == key
+    return str(found.manifest["digest"]) if same else ""
+
+
+def _api_header() -> Path:
+    return data("cpp_runtime") / "include" / "edgepack" / "edgepack.h"
+
+
+def _header_digests() -> list[str]:
+    return [sha256_file(path) for path in (_api_header(), *modelheader.digest_files())]

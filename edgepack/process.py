@@ -1,0 +1,157 @@
+"""The one function that starts programs.
+
+Every child runs from an argument list (never a shell string), in its own process group, with a time limit and
+optional memory and file-size limits. The group is killed when the limit is hit, when edgepack is interrupted,
+and when edgepack itself ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack import log
+from edgepack.errors import ToolMissing
+from edgepack.types import Completed
+
+MEGABYTE = 1 << 20
+_running: set[subprocess.Popen[bytes]] = set()
+_lock = threading.Lock()
+_interrupted = threading.Event()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of one child: wall time in seconds, address space and largest written file in bytes."""
+
+    seconds: float = 1800.0
+    memory: int | None = None
+    file_size: int | None = None
+
+
+class TimedOut(Exception):
+    """The child ran longer than its limit and was killed. `seconds` is the limit."""
+
+    def __init__(self, seconds: float, stderr: str) -> None:
+        super().__init__(f"killed after {seconds:.0f} s")
+        self.seconds = seconds
+        self.stderr = stderr
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    limits: Limits = Limits(),
+    log_file: Path | None = None,
+) -> Completed:
+    """Run a program to its end and return its output; a non-zero exit is not an error here.
+
+    `env` replaces the environment when given. `log_file` receives the command, its output and exit code.
+    Raises `ToolMissing` when the program isn't found (naming the PATH searched) and `TimedOut`.
+    """
+    command = tuple(str(a) for a in argv)
+    environment = dict(os.environ if env is None else env)
+    program = shutil.which(command[0], path=environment.get("PATH"))
+    if program is None:
+        raise ToolMissing(
+            f"The program {command[0]!r} was not found.",
+            f"Install it or put it on PATH. Searched: {environment.get('PATH', '(empty PATH)')}",
+        )
+    log.command(command)
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = subprocess.Popen(
+            (program, *command[1:]),
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        with _tracked(child):
+            _limit(child.pid, limits)
+            try:
+                child.wait(limits.seconds)
+                timed_out = False
+            except subprocess.TimeoutExpired:
+                timed_out = True
+        seconds = time.monotonic() - started
+        stdout, stderr = _text(out), _text(err)
+    if log_file is not None:
+        ending = f"killed after {limits.seconds:.0f} s" if timed_out else f"exit {child.returncode}"
+        log_file.write_text(f"+ {shlex.join(command)}\n{stdout}\n{stderr}\n[{ending}, {seconds:.1f} s]\n")
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+    if timed_out:
+        raise TimedOut(limits.seconds, stderr)
+    return Completed(argv=command, returncode=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
+
+
+def describe_exit(code: int) -> str:
+    """Say in words how a program ended: ``exit 3``, or ``signal 11 (SIGSEGV)``."""
+    if code >= 0:
+        return f"exit {code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    return f"signal {-code}"
+
+
+def kill_all() -> None:
+    """Kill every running child's group and refuse to start more; for ctrl-C."""
+    _interrupted.set()
+    with _lock:
+        children = list(_running)
+    for child in children:
+        _kill_group(child)
+
+
+@contextlib.contextmanager
+def _tracked(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    with _lock:
+        _running.add(child)
+    try:
+        yield
+    finally:
+        _kill_group(child)  # also what the child left behind in its group
+        child.wait()
+        with _lock:
+            _running.discard(child)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _limit(pid: int, limits: Limits) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if limits.memory is not None:
+            resource.prlimit(pid, resource.RLIMIT_AS, (limits.memory, limits.memory))
+        if limits.file_size is not None:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (limits.file_size, limits.file_size))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+
+
+def _text(stream: object, keep: int = 4 * MEGABYTE) -> str:
+    """The end of a child's output, at most `keep` bytes."""
+    assert hasattr(stream, "seek") and hasattr(stream, "read")
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - keep))
+    data: bytes = stream.read()
+    return data.decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""Quantizers that make QDQ ONNX."""

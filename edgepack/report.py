@@ -1,0 +1,118 @@
+"""Outcomes -> a table for people and a document for programs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edgepack import __version__
+from edgepack.types import Outcome, Precision, SelfTest, Status
+
+if TYPE_CHECKING:
+    from edgepack.pipeline import BuildResult
+
+SCHEMA = 1
+
+
+def document(command: str, **content: Any) -> dict[str, Any]:
+    """The one JSON document of a command; `error` is None when it went well."""
+    return {"schema": SCHEMA, "command": command, "version": __version__, "error": None, **content}
+
+
+def build_document(result: BuildResult) -> dict[str, Any]:
+    """The result of `edgepack build` for programs."""
+    return document(
+        "build",
+        bundle=str(result.bundle) if result.bundle else None,
+        digest=result.digest,
+        target=result.plan.target.name,
+        samples=result.samples,
+        synthetic=result.synthetic,
+        seconds=round(result.seconds, 3),
+        outcomes=[outcome_document(outcome) for outcome in result.outcomes],
+    )
+
+
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
+    """One outcome for programs; times are of this host, `host_latency_ms` is no device's latency."""
+    return {
+        "variant": str(outcome.variant),
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "hint": outcome.hint,
+        "size": outcome.size,
+        "runtime_size": outcome.runtime_size,
+        "verdict": asdict(outcome.verdict) if outcome.verdict else None,
+        "self_test": asdict(outcome.self_test) if outcome.self_test else None,
+        "host_latency_ms": outcome.host_latency_ms,
+        "seconds": round(outcome.seconds, 3),
+    }
+
+
+def table(result: BuildResult) -> str:
+    """The table at the end of a build, as text."""
+    headers = (
+        "variant", "outcome", "size MB", "% of fp32", "runtime MB", "cosine", "SQNR dB", "top-1",
+        "self-test", "host ms", "time s",
+    )  # fmt: skip
+    float_sizes = {
+        outcome.variant.engine: outcome.size
+        for outcome in result.outcomes
+        if outcome.variant.precision is Precision.FP32 and outcome.size
+    }
+    rows = [_row(outcome, float_sizes.get(outcome.variant.engine)) for outcome in result.outcomes]
+    lines = [_columns(headers, rows)]
+    reasons = [outcome for outcome in result.outcomes if outcome.status is not Status.BUILT]
+    for outcome in reasons:
+        lines.append(f"{outcome.variant}: {outcome.status}: {outcome.reason}")
+        if outcome.hint:
+            lines.append(f"    {outcome.hint}")
+    kind = "synthetic samples (give --calib or --samples for real ones)" if result.synthetic else "real samples"
+    lines.append(f"Compared with the source model on {result.samples} {kind}; host ms is this machine, not the device.")
+    if result.bundle:
+        lines.append(f"Bundle: {result.bundle}  ({result.seconds:.1f} s)")
+    return "\n".join(lines)
+
+
+def _row(outcome: Outcome, float_size: int | None) -> tuple[str, ...]:
+    verdict = outcome.verdict
+    worst = min(verdict.metrics, key=lambda m: m.cosine) if verdict and verdict.metrics else None
+    agreements = [m.top1 for m in verdict.metrics if m.top1 is not None] if verdict else []
+    return (
+        str(outcome.variant),
+        str(outcome.status),
+        _megabytes(outcome.size),
+        f"{outcome.size / float_size:.0%}" if outcome.size and float_size else "-",
+        _megabytes(outcome.runtime_size),
+        f"{_floor(worst.cosine)}" if worst else "-",
+        f"{min(m.sqnr_db for m in verdict.metrics):.1f}" if verdict and worst else "-",
+        f"{min(agreements):.2f}" if agreements else "-",
+        _tested(outcome.self_test),
+        f"{outcome.host_latency_ms:.2f}" if outcome.host_latency_ms is not None else "-",
+        f"{outcome.seconds:.1f}",
+    )
+
+
+def _tested(test: SelfTest | None) -> str:
+    if test is None:
+        return "-"
+    return test.how if test.passed is None else f"ok ({test.how})"
+
+
+def _floor(value: float) -> str:
+    """Four digits, rounded down: 0.99996 must not read as 1."""
+    return f"{math.floor(value * 1e4) / 1e4:.4f}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f}" if size else "-"
+
+
+def _columns(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    lines = []
+    for row in (headers, tuple("-" * w for w in widths), *rows):
+        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Transports to devices: one file each."""

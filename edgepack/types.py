@@ -1,0 +1,268 @@
+"""The nouns: frozen, keyword-only dataclasses that travel between the steps.
+
+Shapes are tuples of positive ints, dtypes are numpy names ("float32", "int64", "uint8", "bool"),
+sizes are bytes, durations are seconds unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Precision(StrEnum):
+    """Number format of a variant's weights and arithmetic."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Status(StrEnum):
+    """How one variant ended."""
+
+    BUILT = "built"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of the source model, as the user sees it everywhere."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a photograph becomes one input tensor.
+
+    The order is: decode to RGB uint8, resize, centre crop, colour order, ``(x - mean) / std``, layout.
+    ``mean`` and ``std`` are in units of the 0..255 pixel scale, one value or one per channel.
+    ``resize`` is (height, width), or the length of the shorter side.
+    """
+
+    layout: str = "NCHW"
+    color: str = "RGB"
+    resize: tuple[int, int] | int | None = None
+    method: str = "bilinear"
+    crop: tuple[int, int] | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An ONNX file with fixed shapes, one file, and what is known about it."""
+
+    path: Path
+    digest: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Real inputs for INT8: a tensor folder (``0.npy``, ``1.npy`` ... of shape [count, *input shape])."""
+
+    path: Path
+    digest: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """How one tensor of the source model appears inside an engine's file.
+
+    ``engine = quantize(transpose(source, perm)).reshape(shape)`` where quantize is
+    ``round(x / scale) + zero_point`` saturated to ``dtype`` when ``scale`` is set, a plain cast otherwise.
+    Outputs go the other way.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    perm: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Engine files of one variant, in a folder with an ``artifact.json`` that holds these fields.
+
+    ``inputs`` and ``outputs`` are in the order of the source model's. ``layers`` names the engine's
+    layer types (ncnn needs them to build its runtime); empty elsewhere.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    layers: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why an engine can't take a model, known before any long step."""
+
+    node: str
+    op: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What a variant's outputs must reach against the source's. ``None`` switches a check off."""
+
+    cosine: float = 0.999
+    sqnr_db: float | None = None
+    top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One output compared with the source's over all samples.
+
+    ``cosine`` and ``sqnr_db`` (10 log10 of signal power over error power) are pooled over the samples,
+    ``cosine_min`` is the worst sample's, ``top1`` the share of samples with the same arg-max
+    (``None`` where the output is not classifier-like).
+    """
+
+    output: str
+    cosine: float
+    cosine_min: float
+    sqnr_db: float
+    max_abs: float
+    top1: float | None
+    finite: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """All outputs of one variant against the source, and whether they hold the bound."""
+
+    metrics: tuple[Metric, ...]
+    bound: Bound
+    samples: int
+    passed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A device profile: one TOML of ``targets/``. ``absent`` maps an engine to why it is not offered."""
+
+    name: str
+    description: str
+    arch: str
+    os: str
+    libc: str
+    libc_version: str
+    glibcxx: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+    clusters: tuple[tuple[str, int], ...]
+    engines: tuple[str, ...]
+    absent: dict[str, str]
+    precisions: tuple[Precision, ...]
+    memory_mb: int
+    bounds: dict[Precision, Bound]
+    emulator_cpu: str
+    cmake_toolchain_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """A C++ compiler for one target, ready for CMake. ``digest`` identifies it in cache keys."""
+
+    toolchain: str
+    description: str
+    digest: str
+    cmake_args: tuple[str, ...]
+    sysroot: Path | None = None
+    static: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSpec:
+    """What a harness needs of one engine: C++ backend source, CMake arguments, libraries to ship.
+
+    ``libraries`` maps the file name in the bundle's ``lib/`` to the file; ``licences`` likewise.
+    """
+
+    backend: str
+    version: str
+    cmake_args: tuple[str, ...] = ()
+    libraries: dict[str, Path] = field(default_factory=dict)
+    licences: dict[str, Path] = field(default_factory=dict)
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A program that ran to its end."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One engine at one precision; ``str()`` is its name in bundles and on the command line."""
+
+    engine: str
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.engine}-{self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """The harness on the golden samples: how it was run (``native``, ``emulated``) or why it was not."""
+
+    how: str
+    passed: bool | None
+    detail: str = ""
+    metrics: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one planned variant, with a reason that a user can act on."""
+
+    variant: Variant
+    status: Status
+    reason: str = ""
+    hint: str = ""
+    size: int = 0
+    runtime_size: int = 0
+    verdict: Verdict | None = None
+    self_test: SelfTest | None = None
+    host_latency_ms: float | None = None
+    seconds: float = 0.0
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFile:
+    """One file of a bundle: POSIX path relative to it, digest, size, and what it is for."""
+
+    path: str
+    sha256: str
+    size: int
+    role: str
