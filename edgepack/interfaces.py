@@ -129,8 +129,8 @@ class Toolchain(Protocol):
     name: str
     version: str
 
-    def locate(self, target: Target) -> Compiler | None:
-        """Return a compiler that is there (or can be prepared), or None."""
+    def locate(self, target: Target, *, static: bool) -> Compiler | None:
+        """Return a compiler that is there (or can be prepared), or None; `static` asks for a static program."""
 
     def advice(self, target: Target) -> str:
         """What to install so that `locate` finds one, in one sentence."""

@@ -18,6 +18,7 @@ from edgepack.types import Bound, Metric, TensorSpec, Verdict
 
 Array = npt.NDArray[Any]
 PERFECT_DB = 200.0  # what an exact match is reported as: JSON has no infinity
+QUIET = 0.01  # a sample below this share of the largest one's norm is next to nothing
 WORST_SAMPLE = 0.5  # how much further than the pooled bound (1 - cosine) one single sample may be, times ten
 
 
@@ -45,7 +46,7 @@ def measure(name: str, reference: Array, output: Array) -> Metric:
     return Metric(
         output=name,
         cosine=_cosine(wanted.ravel(), got.ravel()),
-        cosine_min=min((_cosine(w, g) for w, g in zip(wanted, got, strict=True)), default=1.0),
+        cosine_min=_worst_cosine(wanted, got),
         sqnr_db=_sqnr(float((wanted**2).sum()), float((error**2).sum())),
         max_abs=float(np.abs(error).max(initial=0.0)),
         top1=_top1(wanted, got) if _classifier_like(reference) else None,
@@ -91,6 +92,17 @@ def _cosine(a: Array, b: Array) -> float:
     if norms == 0.0:
         return 1.0 if not a.any() and not b.any() else 0.0
     return min(1.0, float(a @ b) / norms)
+
+
+def _worst_cosine(wanted: Array, got: Array) -> float:
+    """The least cosine of any sample that matters.
+
+    A sample whose wanted and given values both are next to nothing beside the other samples' (a detector on an
+    empty image) has no direction worth comparing; its error is in the pooled SQNR.
+    """
+    sizes = np.linalg.norm(wanted, axis=1)
+    quiet = np.maximum(sizes, np.linalg.norm(got, axis=1)) < QUIET * sizes.max(initial=0.0)
+    return min((_cosine(w, g) for w, g, q in zip(wanted, got, quiet, strict=True) if not q), default=1.0)
 
 
 def _sqnr(signal: float, noise: float) -> float:

@@ -39,6 +39,7 @@ OLDEST = 7  # the version converter lifts from here
 ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer than this is kept as it is
 LIFTED = 17  # what every engine's converter reads
 NEWEST = 26  # onnxruntime 1.31.1 (checked by a test); opsets it doesn't know it runs by chance or not at all
+IR_VERSION = 10  # the container's version; every tool here reads it, and newer ones add nothing that is used
 ONE_FILE = 2 << 30  # protobuf's limit
 STANDARD = ("", "ai.onnx")
 RUNNABLE = (*STANDARD, "ai.onnx.ml", "com.microsoft")  # domains that onnxruntime has kernels for
@@ -80,7 +81,7 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
         model = lift(model, opset, notes)
     model = infer(model)
     resolve_outputs(model)
-    model.ir_version = max(model.ir_version, 8)
+    drop_talk(model)
     save(model, out, name)
     (out / "model.json").write_text(json.dumps(describe(model), indent=1, sort_keys=True))
     return notes
@@ -138,6 +139,11 @@ def check_nodes(model: onnx.ModelProto, name: str) -> None:
                 "Export the model with standard ONNX operators, or cut the graph before that node.",
                 "EP308",
             )
+    # The checker wants a shape for every input and output, which runtimes don't, and here is found out later.
+    shapeless = [v for v in (*model.graph.input, *model.graph.output) if v.type.HasField("tensor_type")]
+    shapeless = [v for v in shapeless if not v.type.tensor_type.HasField("shape")]
+    for value in shapeless:
+        value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -146,12 +152,13 @@ def check_nodes(model: onnx.ModelProto, name: str) -> None:
             "It was damaged, or written by a tool with a bug. Export the model again.",
             "EP303",
         ) from error
+    for value in shapeless:
+        value.type.tensor_type.ClearField("shape")
 
 
 def check_weights(model: onnx.ModelProto, name: str) -> None:
     """Refuse NaN in any array, and infinities where they can only be broken weights (masks may hold -inf)."""
-    weights = {i for n in every_node(model) if n.op_type in WEIGHTED for i in n.input[1:]}
-    weights |= {i for n in every_node(model) if n.op_type in WEIGHTED for i in n.input[:1]}
+    weights = {taken for node in every_node(model) if node.op_type in WEIGHTED for taken in node.input}
     for tensor_name, tensor in every_tensor(model):
         try:
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
@@ -174,6 +181,8 @@ def check_weights(model: onnx.ModelProto, name: str) -> None:
 
 
 def drop_initializers_from_inputs(model: onnx.ModelProto) -> None:
+    """Weights are no inputs. Containers below version 4 had to list them there."""
+    model.ir_version = min(max(model.ir_version, 8), IR_VERSION)
     held = {tensor.name for tensor in model.graph.initializer}
     held |= {sparse.values.name for sparse in model.graph.sparse_initializer}
     kept = [value for value in model.graph.input if value.name not in held]
@@ -224,7 +233,7 @@ def check_shape(name: str, found: list[int | str] | None, sizes: list[int]) -> N
     given = "x".join(map(str, sizes))
     if len(found) != len(sizes):
         raise usage(
-            f"--input gives {name!r} {len(sizes)} axes ({given}), but the model's input has {len(found)}: {shown(found)}.",
+            f"--input gives {name!r} {len(sizes)} axes ({given}), but the model's has {len(found)}: {shown(found)}.",
             f"For example: --input {shlex.quote(f'{name}={example(found)}')}",
         )
     for axis, size in zip(found, sizes, strict=True):
@@ -293,7 +302,7 @@ def resolve_outputs(model: onnx.ModelProto) -> None:
     for value, one, two in zip(model.graph.output, first, second, strict=True):
         if one.shape != two.shape or 0 in one.shape:
             raise Refused(
-                f"The size of the output {value.name!r} depends on the data (it was {shown(list(one.shape))} for zeros, "
+                f"The size of the output {value.name!r} depends on the data ({shown(list(one.shape))} for zeros, "
                 f"{shown(list(two.shape))} for noise): edgepack builds for fixed sizes.",
                 "Cut the model before the operator that makes it (often NonMaxSuppression or NonZero), "
                 "and do that part in your program.",
@@ -325,8 +334,23 @@ def example_inputs(model: onnx.ModelProto, seed: int | None) -> dict[str, np.nda
     for value in model.graph.input:
         dtype = np.dtype(dtype_of(value, "input"))
         noise = generator.random(axes(value)) if seed is not None else np.zeros(axes(value))
-        feeds[value.name] = (noise * 2 if dtype.kind in "iub" else noise).astype(dtype)
+        feeds[value.name] = np.asarray(noise * 2 if dtype.kind in "iub" else noise, dtype)
     return feeds
+
+
+def drop_talk(model: onnx.ModelProto) -> None:
+    """Remove what exporters write for people: it holds stack traces with paths, and changes from run to run."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    for graph in every_graph(model.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+            item.doc_string = ""
+            del item.metadata_props[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                attribute.doc_string = ""
 
 
 def save(model: onnx.ModelProto, out: Path, name: str) -> None:

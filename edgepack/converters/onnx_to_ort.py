@@ -11,8 +11,9 @@
 # ///
 """Write an ONNX model in ONNX Runtime's own format (.ort), optimised for any CPU.
 
-Request: ``model`` (ONNX file). Writes ``model.ort``. The optimisation level is EXTENDED: the next one (ALL)
-rewrites convolutions to the blocked layout of *this* machine's CPU.
+Request: ``model`` (ONNX file). Writes ``model.ort``. All optimisations run but one: the NCHWc transformer rewrites
+convolutions to the blocked layout of *this* machine's CPU. (The NHWC one, which makes INT8 convolutions 1.7
+times as fast, is the same everywhere.)
 """
 
 import ctypes
@@ -36,13 +37,15 @@ def main() -> None:
     # ONNX Runtime notes the file's path in what it writes: a fixed name keeps the bytes the same everywhere.
     shutil.copyfile(request["model"], scratch / "model.onnx")
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.optimized_model_filepath = "model.ort"
     options.add_session_config_entry("session.save_model_format", "ORT")
     try:
-        onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            "model.onnx", options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
+        )
     except Exception as error:
         raise SystemExit(f"ONNX Runtime can't load this model: {' '.join(str(error).split())[:400]}") from error
     shutil.copyfile(scratch / "model.ort", out / "model.ort")

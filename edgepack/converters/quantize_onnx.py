@@ -115,9 +115,7 @@ def calibrate(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(scratch / "watched.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(scratch / "watched.onnx"), options, providers=["CPUExecutionProvider"])
     fed = [value.name for value in session.get_inputs()]
     histograms = {name: Histogram() for name in watched}
     arrays = [np.load(samples / f"{i}.npy", mmap_mode="r") for i in range(len(fed))]

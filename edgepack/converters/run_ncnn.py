@@ -9,8 +9,8 @@
 
 Request: ``files`` (.param, .bin), ``inputs`` and ``outputs`` (blob names), ``samples`` (tensor folder in ncnn's own
 shapes, float32 or int32), ``precision`` ("fp32", "fp16", "int8"), ``threads``, ``timed`` (how many runs to time).
-Writes the outputs as a tensor folder, as ncnn gives them; ``integer`` in the result lists the outputs whose four
-bytes are whole numbers in int32 form (ncnn's blobs carry no type). ncnn reports errors on the C stderr and may
+Writes the outputs as a tensor folder of float32, bit for bit as ncnn gives them; ``integer`` in the result lists
+the outputs whose bits can only be int32 (ncnn's blobs carry no type). ncnn reports errors on the C stderr and may
 crash, so it runs in a child whose last useful words become this script's.
 """
 
@@ -30,9 +30,7 @@ def main() -> None:
     if len(sys.argv) == 3:
         work(json.loads(Path(sys.argv[1]).read_text()))
         return
-    done = subprocess.run(
-        [sys.executable, "-I", __file__, sys.argv[1], "child"], stderr=subprocess.PIPE, check=False
-    )
+    done = subprocess.run([sys.executable, "-I", __file__, sys.argv[1], "child"], stderr=subprocess.PIPE, check=False)
     said = done.stderr.decode("utf-8", "replace")
     sys.stderr.write(said)
     if done.returncode == 0:
@@ -48,6 +46,7 @@ def main() -> None:
 
 
 def work(request: dict) -> None:
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that spin beside other work slow everything down
     import ncnn
     import numpy as np
 
@@ -59,37 +58,40 @@ def work(request: dict) -> None:
     if net.load_model(weights) != 0:
         fail("the .bin file is refused")
     known = set(net.input_names()), set(net.output_names())
-    if missing := [n for names, there in zip((request["inputs"], request["outputs"]), known) for n in names if n not in there]:
-        fail(f"it has no blob {missing[0]}")
+    for names, there in zip((request["inputs"], request["outputs"]), known, strict=True):
+        for name in names:
+            if name not in there:
+                fail(f"it has no blob {name}")
     print("edgepack: loaded", file=sys.stderr, flush=True)
 
     folder = Path(request["samples"])
     arrays = [np.load(folder / f"{i}.npy", mmap_mode="r") for i in range(len(request["inputs"]))]
     count = len(arrays[0])
-    results: list[list[np.ndarray]] = [[] for _ in request["outputs"]]
+    first = infer(ncnn, np, net, request, arrays, 0)
+    out = Path(request["out"])
+    results = [
+        np.lib.format.open_memmap(out / f"{i}.npy", "w+", np.float32, (count, *array.shape))
+        for i, array in enumerate(first)
+    ]
     for index in range(count):
-        for kept, array in zip(results, infer(ncnn, np, net, request, arrays, index)):
-            kept.append(array)
+        outputs = infer(ncnn, np, net, request, arrays, index) if index else first
+        for kept, array in zip(results, outputs, strict=True):
+            if kept.shape[1:] != array.shape:
+                fail(f"an output's shape depends on the values: {kept.shape[1:]} became {array.shape}")
+            kept[index] = array
     times = []
     for run in range(request.get("timed", 0)):
         started = time.perf_counter()
         infer(ncnn, np, net, request, arrays, run % count)
         times.append((time.perf_counter() - started) * 1000)
-
-    out = Path(request["out"])
-    integer = []
-    for index, kept in enumerate(results):
-        stacked = np.stack(kept)
-        if looks_integer(np, stacked):
-            integer.append(index)
-            stacked = stacked.view(np.int32)
-        np.save(out / f"{index}.npy", stacked)
     result = {
         "engine_version": ncnn.__version__,
         "latency_ms": float(np.median(times)) if times else None,
-        "shapes": [list(kept[0].shape) for kept in results],
-        "integer": integer,
+        "shapes": [list(array.shape) for array in first],
+        "integer": [i for i, array in enumerate(results) if looks_integer(np, array)],
     }
+    for kept in results:
+        kept.flush()
     (out / "result.json").write_text(json.dumps(result))
 
 
@@ -105,7 +107,7 @@ def set_options(opt, precision: str, threads: int) -> None:
 def infer(ncnn, np, net, request: dict, arrays: list, index: int) -> list:
     extractor = net.create_extractor()
     held = []  # a Mat made from an array borrows its memory
-    for name, array in zip(request["inputs"], arrays):
+    for name, array in zip(request["inputs"], arrays, strict=True):
         data = np.ascontiguousarray(array[index])
         mat = ncnn.Mat(data.reshape(data.shape or (1,)))
         held.append((data, mat))

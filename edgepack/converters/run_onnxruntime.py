@@ -31,9 +31,7 @@ def main() -> None:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            request["files"][0], options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(request["files"][0], options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise SystemExit(f"cannot be loaded by ONNX Runtime: {one_line(error)}") from error
     names, wanted = request["inputs"], request["outputs"]

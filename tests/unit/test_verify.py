@@ -82,3 +82,13 @@ def test_all_zero_outputs_that_should_be_zero_are_equal() -> None:
 
     assert measure("y", zeros, zeros).cosine == 1.0
     assert measure("y", zeros, zeros + 1).cosine == 0.0
+
+
+def test_a_sample_that_is_next_to_nothing_on_both_sides_is_not_judged_by_its_direction() -> None:
+    reference, output = REFERENCE.copy(), REFERENCE.copy()
+    reference[3] *= 1e-7
+    output[3] = -reference[3]
+    loud = REFERENCE.copy()
+
+    assert verdict(output, Bound(cosine=0.9999), reference).passed
+    assert not verdict(loud, Bound(cosine=0.9999), reference).passed

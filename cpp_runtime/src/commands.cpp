@@ -1,0 +1,216 @@
+#include "commands.h"
+
+#include <algorithm>
+
+#include "descriptor.h"
+#include "metrics.h"
+#include "npy.h"
+
+namespace edgepack {
+namespace {
+
+std::string hex(const char* bytes, size_t size) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (size_t i = 0; i < size; ++i) {
+    const auto byte = static_cast<unsigned char>(bytes[i]);
+    text += {kDigits[byte >> 4], kDigits[byte & 15]};
+  }
+  return text;
+}
+
+std::string numbered(const std::string& folder, const char* stem, size_t index) {
+  return folder + "/" + stem + std::to_string(index) + ".npy";
+}
+
+void write_info(Session* session) {
+  const auto write = [&](const char* type, const std::vector<edgepack_tensor>& tensors) {
+    for (size_t index = 0; index < tensors.size(); ++index) {
+      const edgepack_tensor& tensor = tensors[index];
+      session->write(JsonLine()
+                         .text("type", type)
+                         .integer("index", static_cast<int64_t>(index))
+                         .text("name_hex", hex(tensor.name, tensor.name_size))
+                         .text("dtype", info(tensor.dtype).name)
+                         .integers("shape", shape_of(tensor)));
+    }
+  };
+  write("input", session->inputs());
+  write("output", session->outputs());
+}
+
+Status write_outputs(Session* session, const std::string& folder) {
+  for (size_t index = 0; index < session->outputs().size(); ++index) {
+    const edgepack_tensor& tensor = session->outputs()[index];
+    const void* data = nullptr;
+    EDGEPACK_TRY(session->read_output(index, &data));
+    EDGEPACK_TRY(
+        write_npy(numbered(folder, "out_", index), tensor.dtype, shape_of(tensor), data, tensor.bytes));
+  }
+  return ok();
+}
+
+Status perform(const Options& options, Session* session, bool* passed) {
+  EDGEPACK_TRY(session->open());
+  if (options.command == "info") {
+    write_info(session);
+    return ok();
+  }
+  if (options.command == "run") {
+    EDGEPACK_TRY(session->set_inputs(options.inputs));
+    EDGEPACK_TRY(session->run());
+    return write_outputs(session, options.outputs);
+  }
+  std::vector<std::string> samples;
+  EDGEPACK_TRY(list_golden(&session->machine(), options.golden, &samples));
+  EDGEPACK_TRY(check_golden(session, samples, passed));
+  if (options.command == "bench" && *passed) {
+    EDGEPACK_TRY(session->set_inputs(samples.front()));
+    return run_bench(session, options);
+  }
+  return ok();
+}
+
+}  // namespace
+
+std::vector<int64_t> shape_of(const edgepack_tensor& tensor) { return {tensor.shape, tensor.shape + tensor.rank}; }
+
+Session::Session(const Options& options, Platform* machine, std::FILE* out)
+    : options_(options), machine_(machine), out_(out) {}
+
+Session::~Session() { edgepack_close(variant_); }
+
+Status Session::open() {
+  const edgepack_options how = {static_cast<int32_t>(options_.threads), nullptr};
+  const int64_t start = machine_->now_ns();
+  const edgepack_status code = edgepack_open(options_.variant.c_str(), &how, &variant_);
+  if (code != EDGEPACK_OK) return failure(code);
+  const int64_t load_ns = machine_->now_ns() - start;
+
+  if (const edgepack_status status = edgepack_describe(variant_, &about_)) return failure(status);
+  inputs_.resize(about_.inputs);
+  outputs_.resize(about_.outputs);
+  size_t largest = 0;
+  for (size_t index = 0; index < inputs_.size(); ++index) {
+    if (const edgepack_status status = edgepack_input(variant_, index, &inputs_[index])) return failure(status);
+    largest = std::max(largest, inputs_[index].bytes);
+  }
+  for (size_t index = 0; index < outputs_.size(); ++index) {
+    if (const edgepack_status status = edgepack_output(variant_, index, &outputs_[index])) return failure(status);
+    largest = std::max(largest, outputs_[index].bytes);
+  }
+  if (!buffer_.allocate(largest)) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the largest tensor"};
+
+  write(JsonLine()
+            .text("type", "context")
+            .integer("schema", 1)
+            .text("command", options_.command)
+            .text("engine", about_.engine)
+            .text("engine_version", about_.engine_version)
+            .text("precision", about_.precision)
+            .integer("threads", options_.threads)
+            .text("cpu", machine_->cpu())
+            .integer("load_ns", load_ns));
+  return ok();
+}
+
+Status Session::set_inputs(const std::string& folder) {
+  for (size_t index = 0; index < inputs_.size(); ++index) {
+    const edgepack_tensor& tensor = inputs_[index];
+    EDGEPACK_TRY(read_npy(numbered(folder, "in_", index), tensor.dtype, shape_of(tensor), buffer_.data(), tensor.bytes));
+    const edgepack_status code = edgepack_set_input(variant_, index, buffer_.data(), tensor.bytes);
+    if (code != EDGEPACK_OK) return failure(code);
+  }
+  return ok();
+}
+
+Status Session::run() {
+  const edgepack_status code = edgepack_run(variant_);
+  return code == EDGEPACK_OK ? ok() : failure(code);
+}
+
+Status Session::read_output(size_t index, const void** data) {
+  const edgepack_status code = edgepack_get_output(variant_, index, buffer_.data(), outputs_[index].bytes);
+  *data = buffer_.data();
+  return code == EDGEPACK_OK ? ok() : failure(code);
+}
+
+void Session::write(const JsonLine& line) {
+  const std::string text = line.str();
+  std::fwrite(text.data(), 1, text.size(), out_);  // end() asks whether all went well
+}
+
+int Session::end(int exit_code) {
+  write(JsonLine()
+            .text("type", "end")
+            .text("status", exit_code == kGood ? "ok" : "failed")
+            .integer("peak_rss_bytes", machine_->peak_rss_bytes()));
+  if (std::fflush(out_) != 0 || std::ferror(out_) != 0) return kModelError;
+  return exit_code;
+}
+
+Status list_golden(Platform* machine, const std::string& folder, std::vector<std::string>* samples) {
+  std::vector<std::string> names;
+  EDGEPACK_TRY(machine->list_folder(folder, &names));
+  samples->clear();
+  while (std::binary_search(names.begin(), names.end(), std::to_string(samples->size()))) {
+    samples->push_back(folder + "/" + std::to_string(samples->size()));
+  }
+  if (samples->empty()) return {EDGEPACK_FILE_ERROR, folder + " holds no golden sample: there is no folder 0"};
+  return ok();
+}
+
+Status check_golden(Session* session, const std::vector<std::string>& samples, bool* passed) {
+  *passed = true;
+  Buffer reference;
+  for (size_t sample = 0; sample < samples.size(); ++sample) {
+    EDGEPACK_TRY(session->set_inputs(samples[sample]));
+    EDGEPACK_TRY(session->run());
+    for (size_t index = 0; index < session->outputs().size(); ++index) {
+      const edgepack_tensor& tensor = session->outputs()[index];
+      if (reference.size() < tensor.bytes && !reference.allocate(tensor.bytes)) {
+        return {EDGEPACK_OUT_OF_MEMORY, "no memory for a golden output"};
+      }
+      EDGEPACK_TRY(read_npy(numbered(samples[sample], "out_", index), tensor.dtype, shape_of(tensor), reference.data(),
+                            tensor.bytes));
+      const void* output = nullptr;
+      EDGEPACK_TRY(session->read_output(index, &output));
+      const Metrics metrics =
+          compare(tensor.dtype, reference.data(), output, tensor.bytes / info(tensor.dtype).size);
+      const bool good = holds(metrics, session->about().bound_cosine, session->about().bound_sqnr_db);
+      *passed = *passed && good;
+      session->write(JsonLine()
+                         .text("type", "golden")
+                         .integer("index", static_cast<int64_t>(sample))
+                         .integer("output", static_cast<int64_t>(index))
+                         .text("status", good ? "ok" : "failed")
+                         .number("cosine", metrics.cosine)
+                         .number("sqnr_db", metrics.sqnr_db)
+                         .number("max_abs", metrics.max_abs)
+                         .boolean("finite", metrics.finite));
+    }
+  }
+  return ok();
+}
+
+int run_harness(int argc, const char* const* argv, Platform* machine, std::FILE* out, std::FILE* err) {
+  Options options;
+  std::string error;
+  if (!parse_options(argc, argv, &options, &error)) {
+    std::fprintf(err, "edgepack: %s\n%s", error.c_str(), kUsage);
+    return kUsageError;
+  }
+  Session session(options, machine, out);
+  bool passed = true;
+  const Status status = perform(options, &session, &passed);
+  if (!status.ok()) {
+    std::fprintf(err, "edgepack: %s\n", status.text().c_str());
+    return session.end(kModelError);
+  }
+  if (!passed) std::fprintf(err, "edgepack: outputs differ from the golden ones by more than the bound\n");
+  const int code = session.end(passed ? kGood : kCheckFailed);
+  if (code == kModelError) std::fprintf(err, "edgepack: the results could not be written to standard output\n");
+  return code;
+}
+
+}  // namespace edgepack

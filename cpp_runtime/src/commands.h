@@ -1,0 +1,74 @@
+// The harness's commands. Results are JSON lines on `out`, talk is on `err`.
+#pragma once
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "json.h"
+#include "memory.h"
+#include "options.h"
+#include "platform.h"
+#include "edgepack/edgepack.h"
+
+namespace edgepack {
+
+enum ExitCode : int { kGood = 0, kCheckFailed = 1, kUsageError = 2, kModelError = 3 };
+
+// An open variant with memory for its inputs and outputs, and where its results go.
+class Session {
+ public:
+  Session(const Options& options, Platform* machine, std::FILE* out);
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  ~Session();
+
+  // Open the variant and write the context line.
+  Status open();
+
+  const edgepack_about& about() const { return about_; }
+  const std::vector<edgepack_tensor>& inputs() const { return inputs_; }
+  const std::vector<edgepack_tensor>& outputs() const { return outputs_; }
+  Platform& machine() { return *machine_; }
+
+  // Read in_<i>.npy of a folder and set the inputs.
+  Status set_inputs(const std::string& folder);
+
+  Status run();
+
+  // Copy output `index` into memory that stays valid until the next call.
+  Status read_output(size_t index, const void** data);
+
+  void write(const JsonLine& line);
+
+  // The end line. Returns the exit code, which is another one when the lines could not be written.
+  int end(int exit_code);
+
+ private:
+  Status failure(edgepack_status code) const { return {code, edgepack_error(variant_)}; }
+
+  const Options& options_;
+  Platform* machine_;
+  std::FILE* out_;
+  edgepack_variant* variant_ = nullptr;
+  edgepack_about about_{};
+  std::vector<edgepack_tensor> inputs_, outputs_;
+  Buffer buffer_;
+};
+
+// The sub-folders 0, 1, 2 ... of a golden folder, in order. It is an error when there is none.
+Status list_golden(Platform* machine, const std::string& folder, std::vector<std::string>* samples);
+
+// Run every golden sample and write a line for each of its outputs. False in `passed` when one is off.
+Status check_golden(Session* session, const std::vector<std::string>& samples, bool* passed);
+
+// Timed runs on the inputs that are set; a line for each.
+Status run_bench(Session* session, const Options& options);
+
+// The shape of a tensor as a vector.
+std::vector<int64_t> shape_of(const edgepack_tensor& tensor);
+
+// Everything: returns the exit code.
+int run_harness(int argc, const char* const* argv, Platform* machine, std::FILE* out, std::FILE* err);
+
+}  // namespace edgepack

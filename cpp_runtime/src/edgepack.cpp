@@ -1,0 +1,170 @@
+// The public C API over one backend.
+#include "edgepack/edgepack.h"
+
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "descriptor.h"
+#include "edgepack/backend.h"
+#include "tensor.h"
+
+using edgepack::Backend;
+using edgepack::Descriptor;
+using edgepack::ok;
+using edgepack::Status;
+using edgepack::Tensor;
+
+struct edgepack_variant {
+  Descriptor descriptor;
+  std::unique_ptr<Backend> backend;
+  std::string version;
+  std::string error;
+  std::vector<bool> is_set;
+  bool loaded = false;
+  bool ran = false;
+};
+
+namespace {
+
+constexpr int32_t kMaxThreads = 256;
+
+Status invalid(std::string text) { return {EDGEPACK_INVALID_ARGUMENT, std::move(text)}; }
+
+Status open(const char* folder, const edgepack_options* options, edgepack_variant* variant) {
+  if (folder == nullptr) return invalid("edgepack_open: folder is NULL");
+  const edgepack_options chosen = options == nullptr ? edgepack_options{} : *options;
+  if (chosen.threads < 0 || chosen.threads > kMaxThreads) return invalid("threads must be 0 to 256");
+  Descriptor& descriptor = variant->descriptor;
+  EDGEPACK_TRY(read_descriptor(std::string(folder) + "/variant.txt", &descriptor));
+  variant->backend = edgepack::make_backend();
+  if (variant->backend == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine"};
+  if (descriptor.engine != variant->backend->name()) {
+    return {EDGEPACK_BAD_DESCRIPTOR, "this variant is for the engine " + edgepack::printable(descriptor.engine) +
+                                         ", this harness has " + variant->backend->name() +
+                                         ": use bin/edgepack-" + edgepack::printable(descriptor.engine)};
+  }
+  variant->is_set.assign(descriptor.inputs.size(), false);
+  EDGEPACK_TRY(variant->backend->load(descriptor, folder, chosen.library == nullptr ? "" : chosen.library,
+                                      chosen.threads == 0 ? 1 : chosen.threads));
+  variant->version = variant->backend->version();
+  variant->loaded = true;
+  return ok();
+}
+
+// Every call on an open handle goes through here: it keeps the error text.
+template <typename Call>
+edgepack_status guarded(edgepack_variant* variant, const Call& call) {
+  if (variant == nullptr) return EDGEPACK_INVALID_ARGUMENT;
+  const Status status = variant->loaded ? call() : invalid("the variant could not be opened");
+  if (!status.ok()) variant->error = status.text();
+  return status.code();
+}
+
+Status pick(const std::vector<Tensor>& tensors, const char* kind, size_t index, const Tensor** tensor) {
+  if (index >= tensors.size()) {
+    return invalid("there is no " + std::string(kind) + " " + std::to_string(index) + ": the model has " +
+                   std::to_string(tensors.size()));
+  }
+  *tensor = &tensors[index];
+  return ok();
+}
+
+Status check_bytes(const Tensor& tensor, const void* data, size_t bytes) {
+  if (data == nullptr) return invalid("data is NULL");
+  if (bytes == tensor.bytes) return ok();
+  return invalid(edgepack::printable(tensor.name) + " is " + edgepack::describe(tensor.dtype, tensor.shape) + " of " +
+                 std::to_string(tensor.bytes) + " bytes, given are " + std::to_string(bytes));
+}
+
+Status describe(const std::vector<Tensor>& tensors, const char* kind, size_t index, edgepack_tensor* out) {
+  if (out == nullptr) return invalid("tensor is NULL");
+  const Tensor* tensor = nullptr;
+  EDGEPACK_TRY(pick(tensors, kind, index, &tensor));
+  *out = {};
+  out->name = tensor->name.c_str();
+  out->name_size = tensor->name.size();
+  out->dtype = tensor->dtype;
+  out->rank = static_cast<uint32_t>(tensor->shape.size());
+  for (size_t axis = 0; axis < tensor->shape.size(); ++axis) out->shape[axis] = tensor->shape[axis];
+  out->bytes = tensor->bytes;
+  return ok();
+}
+
+}  // namespace
+
+edgepack_status edgepack_open(const char* folder, const edgepack_options* options, edgepack_variant** variant) {
+  if (variant == nullptr) return EDGEPACK_INVALID_ARGUMENT;
+  *variant = new (std::nothrow) edgepack_variant;
+  if (*variant == nullptr) return EDGEPACK_OUT_OF_MEMORY;
+  const Status status = open(folder, options, *variant);
+  (*variant)->error = status.text();
+  return status.code();
+}
+
+void edgepack_close(edgepack_variant* variant) { delete variant; }
+
+const char* edgepack_error(const edgepack_variant* variant) {
+  return variant == nullptr ? "there is no open variant" : variant->error.c_str();
+}
+
+edgepack_status edgepack_describe(edgepack_variant* variant, edgepack_about* about) {
+  return guarded(variant, [&]() -> Status {
+    if (about == nullptr) return invalid("about is NULL");
+    const Descriptor& descriptor = variant->descriptor;
+    *about = {};
+    about->engine = descriptor.engine.c_str();
+    about->engine_version = variant->version.c_str();
+    about->precision = descriptor.precision.c_str();
+    about->inputs = descriptor.inputs.size();
+    about->outputs = descriptor.outputs.size();
+    about->bound_cosine = descriptor.bound_cosine;
+    about->bound_sqnr_db = descriptor.bound_sqnr_db.value_or(std::numeric_limits<double>::quiet_NaN());
+    return ok();
+  });
+}
+
+edgepack_status edgepack_input(edgepack_variant* variant, size_t index, edgepack_tensor* tensor) {
+  return guarded(variant, [&] { return describe(variant->descriptor.inputs, "input", index, tensor); });
+}
+
+edgepack_status edgepack_output(edgepack_variant* variant, size_t index, edgepack_tensor* tensor) {
+  return guarded(variant, [&] { return describe(variant->descriptor.outputs, "output", index, tensor); });
+}
+
+edgepack_status edgepack_set_input(edgepack_variant* variant, size_t index, const void* data, size_t bytes) {
+  return guarded(variant, [&]() -> Status {
+    const Tensor* tensor = nullptr;
+    EDGEPACK_TRY(pick(variant->descriptor.inputs, "input", index, &tensor));
+    EDGEPACK_TRY(check_bytes(*tensor, data, bytes));
+    to_engine(*tensor, data, variant->backend->input(index));
+    variant->is_set[index] = true;
+    return ok();
+  });
+}
+
+edgepack_status edgepack_run(edgepack_variant* variant) {
+  return guarded(variant, [&]() -> Status {
+    variant->ran = false;
+    for (size_t index = 0; index < variant->is_set.size(); ++index) {
+      if (!variant->is_set[index]) return invalid("input " + std::to_string(index) + " has not been set");
+    }
+    EDGEPACK_TRY(variant->backend->run());
+    variant->ran = true;
+    return ok();
+  });
+}
+
+edgepack_status edgepack_get_output(edgepack_variant* variant, size_t index, void* data, size_t bytes) {
+  return guarded(variant, [&]() -> Status {
+    const Tensor* tensor = nullptr;
+    EDGEPACK_TRY(pick(variant->descriptor.outputs, "output", index, &tensor));
+    EDGEPACK_TRY(check_bytes(*tensor, data, bytes));
+    if (!variant->ran) return invalid("there is no output: the model has not been run");
+    from_engine(*tensor, variant->backend->output(index), data);
+    return ok();
+  });
+}

@@ -1,0 +1,29 @@
+// The command line of the harness.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace edgepack {
+
+inline constexpr char kUsage[] =
+    "usage: edgepack-ENGINE info      --variant DIR\n"
+    "       edgepack-ENGINE self-test --variant DIR --golden DIR [--threads N]\n"
+    "       edgepack-ENGINE run       --variant DIR --inputs DIR --outputs DIR [--threads N]\n"
+    "       edgepack-ENGINE bench     --variant DIR --golden DIR [--threads N] [--min-time SECONDS] [--min-runs N]\n";
+
+struct Options {
+  std::string command;
+  std::string variant;
+  std::string golden;
+  std::string inputs;
+  std::string outputs;
+  int64_t threads = 1;
+  double min_seconds = 1;
+  int64_t min_runs = 10;
+};
+
+// False when the line can't be understood; `error` then says why.
+bool parse_options(int argc, const char* const* argv, Options* options, std::string* error);
+
+}  // namespace edgepack

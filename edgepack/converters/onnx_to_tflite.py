@@ -1,0 +1,214 @@
+# /// script
+# requires-python = "==3.12.*"
+# dependencies = ["onnx2tf==2.6.9", "onnxoptimizer==0.4.2", "sympy==1.14.0"]
+# ///
+"""Convert an ONNX model to a float32 .tflite with onnx2tf (flatbuffer_direct, no TensorFlow), and find its layout.
+
+Request: ``model`` (ONNX file, fixed shapes). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` (in the
+source's order) hold each tensor's engine name, dtype, shape and ``perm``: engine = transpose(source, perm).
+
+onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known habits, and what is done:
+- it rewrites its input file: it gets a copy;
+- its onnxsim step breaks some models, its renaming rewrites the file: both are off (``-nuo -nuonag``);
+- it stumbles over unusual names: every tensor and node of the copy is renamed;
+- it makes a custom operator of a convolution whose weights are computed: ConstantOfShape is folded first;
+- it may move channels last, by rules of its own: inputs are told to keep their shape (``-kat``, a Transpose goes
+  inside where it needs one), and outputs are compared with ONNX Runtime's to see what was done;
+- it may exit 0 with a file that nothing loads: the file is loaded and run here.
+"""
+
+import json
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx2tf
+import onnxruntime
+from ai_edge_litert.interpreter import Interpreter
+from onnx import numpy_helper
+
+IR_VERSION = 10  # the newest that every pinned package here reads
+FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
+
+
+def main() -> None:
+    request = json.loads(Path(sys.argv[1]).read_text())
+    out, scratch = Path(request["out"]), Path(request["scratch"])
+    model = onnx.load(request["model"])
+    rename(model)
+    fold_filled_constants(model.graph)
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    copy = scratch / "model.onnx"
+    onnx.save(model, copy)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    made = convert(copy, [value.name for value in inputs], scratch / "made")
+    described = describe(copy, made, inputs, [value.name for value in model.graph.output])
+    (out / "model.tflite").write_bytes(made.read_bytes())
+    result = {**described, "onnx2tf": onnx2tf.__version__}
+    (out / "result.json").write_text(json.dumps(result))
+
+
+def convert(source: Path, inputs: list[str], folder: Path) -> Path:
+    try:
+        onnx2tf.convert(
+            input_onnx_file_path=str(source),
+            output_folder_path=str(folder),
+            not_use_onnxsim=True,
+            not_use_opname_auto_generate=True,
+            keep_shape_absolutely_input_names=inputs,
+            non_verbose=True,
+        )
+    except (Exception, SystemExit) as error:
+        raise SystemExit(f"onnx2tf can't convert this model: {one_line(error)}") from error
+    made = folder / f"{source.stem}_float32.tflite"
+    if not made.is_file():
+        raise SystemExit("onnx2tf ended without an error, but wrote no float32 file")
+    return made
+
+
+def rename(model: onnx.ModelProto) -> None:
+    """Names that no tool stumbles over: inputs i0, i1..., outputs o0, o1..., the rest t0, t1..."""
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    names = {name: f"i{index}" for index, name in enumerate(inputs)}
+    finals = []
+    for index, value in enumerate(graph.output):
+        if value.name in names or value.name in constants:  # an input or a constant handed through, or twice
+            finals.append((value.name, f"o{index}"))
+        else:
+            names[value.name] = f"o{index}"
+    rename_graph(graph, names)
+    for value, index in zip(graph.output, range(len(graph.output)), strict=True):
+        value.name = f"o{index}"
+    for old, new in finals:
+        graph.node.append(onnx.helper.make_node("Identity", [names[old]], [new], name=f"n_{new}"))
+    model.metadata_props.clear()
+
+
+def rename_graph(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    def new(name: str) -> str:
+        return names.setdefault(name, f"t{len(names)}") if name else ""
+
+    for value in (*graph.input, *graph.output):
+        value.name = new(value.name)
+    for tensor in graph.initializer:
+        tensor.name = new(tensor.name)
+    del graph.value_info[:]
+    for index, node in enumerate(graph.node):
+        node.input[:] = [new(name) for name in node.input]
+        node.output[:] = [new(name) for name in node.output]
+        node.name = f"n{index}_{len(names)}"
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+                rename_graph(inner, names)
+
+
+def fold_filled_constants(graph: onnx.GraphProto) -> None:
+    """Turn ConstantOfShape with a known shape into an initializer."""
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                known[node.output[0]] = attribute.t
+    rest = []
+    for node in graph.node:
+        shape = known.get(node.input[0]) if node.op_type == "ConstantOfShape" else None
+        if shape is None:
+            rest.append(node)
+            continue
+        value = next((numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
+        dims = [int(d) for d in numpy_helper.to_array(shape)]
+        if np.prod(dims) * value.itemsize > FOLDED:
+            rest.append(node)
+            continue
+        filled = np.full(dims, value.reshape(-1)[0], value.dtype)
+        graph.initializer.append(numpy_helper.from_array(filled, node.output[0]))
+    del graph.node[:]
+    graph.node.extend(rest)
+
+
+def describe(source: Path, made: Path, inputs: list, outputs: list[str]) -> dict[str, list[dict]]:
+    """How each source tensor appears in the file, by one run of both on the same random input."""
+    try:
+        interpreter = Interpreter(str(made), num_threads=1)
+        interpreter.allocate_tensors()
+    except Exception as error:
+        raise SystemExit(f"what onnx2tf wrote cannot be loaded by LiteRT: {one_line(error)}") from error
+    feed = {value.name: probe(value, index) for index, value in enumerate(inputs)}
+    there = {detail["name"]: detail for detail in interpreter.get_input_details()}
+    bound_inputs = []
+    for name, value in feed.items():
+        if name not in there:
+            raise SystemExit("onnx2tf dropped an input of the model (its outputs may not depend on it)")
+        detail = there[name]
+        shape = tuple(int(d) for d in detail["shape"])
+        perm = next(iter(orders(value.shape, shape)), tuple(range(value.ndim)))
+        bound_inputs.append(entry(detail, perm))
+        interpreter.set_tensor(
+            detail["index"], np.ascontiguousarray(value.transpose(perm).astype(detail["dtype"])).reshape(shape)
+        )
+    try:
+        interpreter.invoke()
+    except Exception as error:
+        raise SystemExit(f"what onnx2tf wrote cannot be run by LiteRT: {one_line(error)}") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    wanted = session.run(outputs, feed)
+    details = interpreter.get_output_details()
+    named = {detail["name"]: detail for detail in details}
+    if len(details) != len(outputs):
+        raise SystemExit(f"onnx2tf wrote {len(details)} outputs, the model has {len(outputs)}")
+    bound_outputs = []
+    for index, (name, value) in enumerate(zip(outputs, wanted, strict=True)):
+        detail = named.get(name, details[index])
+        got = interpreter.get_tensor(detail["index"])
+        if got.size != value.size:
+            raise SystemExit(f"output {index} has shape {got.shape} in what onnx2tf wrote, in the model {value.shape}")
+        fits = list(orders(value.shape, got.shape)) or [tuple(range(value.ndim))]
+        best = min(fits, key=lambda perm: distance(value.transpose(perm).reshape(got.shape), got))
+        bound_outputs.append(entry(detail, best))
+    return {"inputs": bound_inputs, "outputs": bound_outputs}
+
+
+def orders(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every order of axes that turns one shape into the other, the plain ones (as is, channels last) first."""
+    axes = tuple(range(len(source)))
+    if len(source) > 6 or sorted(source) != sorted(target):
+        return []
+    plain = [axes, axes[:1] + axes[2:] + axes[1:2]] if len(axes) > 2 else [axes]
+    every = [*plain, *(p for p in permutations(axes) if p not in plain)]
+    return [perm for perm in every if tuple(source[axis] for axis in perm) == tuple(target)]
+
+
+def probe(value: onnx.ValueInfoProto, seed: int) -> np.ndarray:
+    """Random values of the input's type; integers are 0 or 1, which every embedding table has."""
+    kind = value.type.tensor_type
+    shape = [dim.dim_value for dim in kind.shape.dim]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    random = np.random.default_rng(seed)
+    if np.issubdtype(dtype, np.floating):
+        return random.normal(size=shape).astype(dtype)
+    return random.integers(0, 2, size=shape).astype(dtype)
+
+
+def distance(wanted: np.ndarray, got: np.ndarray) -> float:
+    difference = np.abs(wanted.astype(np.float64) - got.astype(np.float64)).sum()
+    return float(difference) if np.isfinite(difference) else np.inf
+
+
+def entry(detail: dict, perm: tuple[int, ...]) -> dict:
+    shape = [int(d) for d in detail["shape"]]
+    return {"name": detail["name"], "dtype": np.dtype(detail["dtype"]).name, "shape": shape, "perm": list(perm)}
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""The ncnn engine: pnnx converts, our own quantizer makes INT8, the ncnn wheel runs on the host.
+
+ncnn's blobs have no batch: the axis that pnnx takes for the batch (size 1) is dropped, the order of the bytes
+stays. pnnx exits 0 with files that ncnn can't load, so `export` loads and runs what it made before it says
+that it made anything. Whether the outputs are *right* is measured later, against the source.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgepack import artifact as artifacts
+from edgepack import converter
+from edgepack.errors import ToolFailed, Unsupported, VariantError
+from edgepack.types import (
+    Artifact,
+    Binding,
+    Calibration,
+    Model,
+    Precision,
+    Problem,
+    RuntimeSpec,
+    Target,
+    TensorSpec,
+)
+
+PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
+MAGIC = "7767517"
+CANNOT_BE = "cannot be "  # run_ncnn's verdicts start so; the rest of its message is for the log
+TIMED_RUNS = 20
+
+# What neither pnnx nor ncnn has any form of. Anything else is tried: that costs a second, and the answer is exact.
+_NO_COUNTERPART = {
+    **dict.fromkeys(("If", "Loop", "Scan"), "ncnn has no control flow"),
+    **dict.fromkeys(
+        ("DequantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+        "ncnn has its own INT8 layers and takes no quantized ONNX",
+    ),
+    **dict.fromkeys(("NonZero", "NonMaxSuppression", "Unique", "Compress"), "its output shape depends on the values"),
+    **dict.fromkeys(("StringNormalizer", "TfIdfVectorizer", "RegexFullMatch", "StringConcat"), "ncnn has no strings"),
+    **dict.fromkeys(("SequenceConstruct", "SequenceAt", "ConcatFromSequence", "SequenceInsert"), "ncnn has no lists"),
+}
+_WEIGHTED = {"Conv", "Gemm", "MatMul"}
+
+
+class Ncnn:
+    """`edgepack.interfaces.Engine` for Tencent's ncnn, CPU only."""
+
+    name = "ncnn"
+    version = "1.0.20261020"
+    int8: Literal["qdq", "own", "none"] = "own"
+
+    def tools(self, precision: Precision) -> tuple[str, ...]:
+        """INT8 starts from the float folder, so pnnx belongs to the float step's key."""
+        return ("quantize_ncnn", "run_ncnn") if precision is Precision.INT8 else ("onnx_to_ncnn", "run_ncnn")
+
+    def base(self, precision: Precision) -> Precision | None:
+        """INT8 is made from the fp32 files; pnnx stores half weights itself."""
+        return Precision.FP32 if precision is Precision.INT8 else None
+
+    def problems(self, model: Model, precision: Precision) -> list[Problem]:
+        """Operators that certainly fail, tensors with too many axes, and nothing to quantize."""
+        found = [_too_many_axes(spec) for spec in model.inputs if _axes(spec.shape) > 4]
+        if bad := set(model.operators) & _NO_COUNTERPART.keys():
+            found += _nodes(model.path, bad)
+        if precision is Precision.INT8 and model.operators and not set(model.operators) & _WEIGHTED:
+            found.append(_nothing_to_quantize())
+        return found
+
+    def export(
+        self,
+        model: Model,
+        precision: Precision,
+        calibration: Calibration | None,
+        base: Path | None,
+        out: Path,
+    ) -> None:
+        """Write ``model.ncnn.param``, ``model.ncnn.bin`` and ``artifact.json``; loaded and run once before."""
+        if precision is Precision.INT8:
+            assert calibration is not None and base is not None
+            self._quantize(artifacts.read(base), calibration, out)
+            return
+        request = {"model": str(model.path), "half": precision is Precision.FP16}
+        made = converter.convert("onnx_to_ncnn", request, out)
+        param = _read_param(out / PARAM)
+        draft = Artifact(
+            folder=out,
+            files=(PARAM, WEIGHTS),
+            inputs=(),
+            outputs=(),
+            layers=tuple(sorted({layer[0] for layer in param})),
+            facts={"precision": str(precision), "pnnx": made["complaints"]},
+        )
+        artifacts.write(_fit(draft, model, made["input_axes"], param))
+
+    def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
+        """Run the ncnn wheel on one thread. Raises `VariantError` when ncnn can't load or run the files."""
+        with _workspace(out) as (samples, results):
+            for index, binding in enumerate(artifact.inputs):
+                _rewrite(inputs, samples, index, binding)
+            facts = _run(artifact, samples, results, timed=TIMED_RUNS)
+            for index, (binding, spec) in enumerate(zip(artifact.outputs, model.outputs, strict=True)):
+                arrays = np.load(results / f"{index}.npy", mmap_mode="r")
+                kept = _create(out / f"{index}.npy", spec.dtype, (len(arrays), *spec.shape))
+                for sample, array in enumerate(arrays):
+                    typed = np.ascontiguousarray(array).view(binding.dtype)
+                    kept[sample] = artifacts.from_engine(typed, binding, spec)
+                kept.flush()
+        return {"latency_ms": facts["latency_ms"], "engine_version": facts["engine_version"]}
+
+    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+        """ncnn's source, compiled with only `layers`."""
+        from edgepack import runtimes
+
+        return runtimes.spec("ncnn", target, layers)
+
+    def _quantize(self, base: Artifact, calibration: Calibration, out: Path) -> None:
+        with _workspace(out) as (samples, _):
+            for index, binding in enumerate(base.inputs):
+                _rewrite(calibration.path, samples, index, binding)
+            request = {
+                "files": [str(base.folder / name) for name in base.files],
+                "inputs": [binding.name for binding in base.inputs],
+                "samples": str(samples),
+                "threads": 1,
+            }
+            facts = converter.convert("quantize_ncnn", request, out)
+        if not facts["quantized"]:
+            problem = _nothing_to_quantize()
+            raise Unsupported(problem.message, problem.hint)
+        layers = tuple(sorted({layer[0] for layer in _read_param(out / PARAM)}))
+        artifacts.write(replace(base, folder=out, layers=layers, facts={"precision": "int8", **facts}))
+
+
+def _run(artifact: Artifact, samples: Path, out: Path, *, timed: int) -> dict[str, Any]:
+    request = {
+        "files": [str(artifact.folder / name) for name in artifact.files],
+        "inputs": [binding.name for binding in artifact.inputs],
+        "outputs": [binding.name for binding in artifact.outputs],
+        "samples": str(samples),
+        "precision": artifact.facts["precision"],
+        "threads": 1,
+        "timed": timed,
+    }
+    try:
+        return converter.convert("run_ncnn", request, out)
+    except ToolFailed as error:
+        place = error.message.find(CANNOT_BE)
+        if place < 0:
+            raise
+        raise VariantError(
+            error.message[place:].rstrip("."),
+            "pnnx wrote something that ncnn has no layer for. Simplify or rewrite that part of the model, leave it to "
+            f"the caller, or use another engine. {error.hint}",
+            log=error.log,
+        ) from error
+
+
+def _fit(draft: Artifact, model: Model, axes: list[int | None], param: list[list[str]]) -> Artifact:
+    """Find how ncnn wants the inputs (which unit axis is dropped) by running the files on made-up values."""
+    names = {layer[1] for layer in param if layer[0] == "Input"}
+    if absent := [i for i in range(len(model.inputs)) if f"in{i}" not in names]:
+        raise VariantError(
+            f"cannot be loaded by ncnn: pnnx dropped the input {model.inputs[absent[0]].name!r}",
+            "Remove inputs that the model doesn't use.",
+        )
+    first: VariantError | None = None
+    for shapes in _layouts(model.inputs, axes):
+        candidate = replace(
+            draft,
+            inputs=tuple(
+                Binding(name=f"in{i}", dtype=_dtype(spec, f"in{i}", param), shape=shape, perm=_straight(spec))
+                for i, (spec, shape) in enumerate(zip(model.inputs, shapes, strict=True))
+            ),
+            outputs=tuple(
+                Binding(name=f"out{i}", dtype="float32", shape=(), perm=_straight(spec))
+                for i, spec in enumerate(model.outputs)
+            ),
+        )
+        try:
+            return _try(candidate, model)
+        except VariantError as error:
+            first = first or error
+            if "cannot be loaded" in error.message:
+                break
+    if first is None:
+        raise Unsupported(
+            f"ncnn takes one sample of at most four axes, but the inputs are {[s.shape for s in model.inputs]}",
+            "Give the model a batch of 1 (`--input NAME=1x...`).",
+        )
+    raise first
+
+
+def _try(candidate: Artifact, model: Model) -> Artifact:
+    with _workspace(candidate.folder) as (samples, results):
+        rng = np.random.default_rng(0)
+        for index, binding in enumerate(candidate.inputs):
+            made_up = rng.random((1, *binding.shape)) if binding.dtype == "float32" else np.zeros((1, *binding.shape))
+            np.save(samples / f"{index}.npy", made_up.astype(binding.dtype))
+        facts = _run(candidate, samples, results, timed=0)
+    outputs = []
+    for index, (spec, shape) in enumerate(zip(model.outputs, facts["shapes"], strict=True)):
+        if math.prod(shape) != math.prod(spec.shape):
+            raise VariantError(
+                f"cannot be run by ncnn: output {spec.name!r} comes out as {tuple(shape)} instead of {spec.shape}",
+                "pnnx misread the model's axes. Use another engine, or export the model with a batch of 1.",
+            )
+        whole = np.dtype(spec.dtype).kind in "iub" and index in facts["integer"]
+        dtype = "int32" if whole else "float32"
+        outputs.append(replace(candidate.outputs[index], shape=tuple(shape), dtype=dtype))
+    return replace(candidate, outputs=tuple(outputs))
+
+
+def _layouts(specs: tuple[TensorSpec, ...], axes: list[int | None]) -> list[tuple[tuple[int, ...], ...]]:
+    """Shapes to try, likeliest first: pnnx's own word, no first axis, every axis, no second axis."""
+    rules: list[list[int | None]] = [axes, [0] * len(specs), [None] * len(specs), [1] * len(specs)]
+    found = [tuple(_without(spec.shape, axis) for spec, axis in zip(specs, rule, strict=True)) for rule in rules]
+    return [shapes for shapes in dict.fromkeys(found) if all(1 <= len(shape) <= 4 for shape in shapes)]
+
+
+def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    if axis is not None and len(shape) > 1 and axis < len(shape) and shape[axis] == 1:
+        return shape[:axis] + shape[axis + 1 :]
+    return shape or (1,)
+
+
+def _axes(shape: tuple[int, ...]) -> int:
+    return len(_without(shape, 0))
+
+
+def _straight(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(range(len(spec.shape)))
+
+
+def _dtype(spec: TensorSpec, blob: str, param: list[list[str]]) -> str:
+    """int32 where an Embed reads whole numbers, float32 otherwise: pnnx drops casts, ncnn computes in float."""
+    if np.dtype(spec.dtype).kind not in "iu":
+        return "float32"
+    reached = {blob}
+    for layer in param:
+        bottoms, tops = _blobs(layer)
+        if reached & set(bottoms):
+            if layer[0] == "Embed":
+                return "int32"
+            if layer[0] in ("Split", "Reshape", "ExpandDims", "Squeeze", "Crop", "Flatten"):
+                reached |= set(tops)
+    return "float32"
+
+
+def _read_param(path: Path) -> list[list[str]]:
+    """The layers of a text .param, each cut at white space. Raises `VariantError`."""
+    lines = path.read_text("utf-8").splitlines()
+    if len(lines) < 3 or lines[0].strip() != MAGIC:
+        raise VariantError("cannot be loaded by ncnn: pnnx wrote no .param file", "Run `edgepack doctor`.")
+    return [line.split() for line in lines[2:] if line.strip()]
+
+
+def _blobs(layer: list[str]) -> tuple[list[str], list[str]]:
+    """Names of what a layer reads and writes."""
+    bottoms, tops = int(layer[2]), int(layer[3])
+    return layer[4 : 4 + bottoms], layer[4 + bottoms : 4 + bottoms + tops]
+
+
+@contextmanager
+def _workspace(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Two scratch folders beside `out`, for arrays in ncnn's own shapes; removed afterwards."""
+    folder = out.with_name(f"{out.name}.ncnn")
+    shutil.rmtree(folder, ignore_errors=True)
+    samples, results = folder / "in", folder / "out"
+    samples.mkdir(parents=True)
+    results.mkdir()
+    try:
+        yield samples, results
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rewrite(source: Path, target: Path, index: int, binding: Binding) -> None:
+    """One input of a tensor folder in ncnn's shape and dtype, sample by sample."""
+    arrays = np.load(source / f"{index}.npy", mmap_mode="r")
+    kept = _create(target / f"{index}.npy", binding.dtype, (len(arrays), *binding.shape))
+    for sample, array in enumerate(arrays):
+        kept[sample] = artifacts.to_engine(array, binding)
+    kept.flush()
+
+
+def _create(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
+    return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+
+
+def _nodes(path: Path, bad: set[str]) -> list[Problem]:
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return [
+        Problem(
+            node=node.name,
+            op=node.op_type,
+            message=_NO_COUNTERPART[node.op_type],
+            hint="Use another engine, or move this part of the model to the caller.",
+        )
+        for node in graph.node
+        if node.op_type in bad
+    ]
+
+
+def _too_many_axes(spec: TensorSpec) -> Problem:
+    return Problem(
+        node=spec.name,
+        op="input",
+        message=f"ncnn's tensors have at most four axes besides the batch, this one is {spec.shape}",
+        hint="Use another engine.",
+    )
+
+
+def _nothing_to_quantize() -> Problem:
+    return Problem(
+        node="",
+        op="model",
+        message="ncnn's INT8 covers convolutions and fully connected layers, and this model has none of them",
+        hint="Use fp32 or fp16 with ncnn, or INT8 with another engine.",
+    )

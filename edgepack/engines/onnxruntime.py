@@ -1,0 +1,109 @@
+"""ONNX Runtime: ``.ort`` files for fp32 and INT8, fp16 weights in an ordinary ONNX file.
+
+- fp32 and int8 are optimised ahead of time, without what holds on one kind of CPU only, and written in ONNX
+  Runtime's own format: the device doesn't parse or optimise at start.
+- fp16 stores weights as float16 and widens them when the model is loaded (constant folding), so arithmetic,
+  and with it the result, is float32 on every CPU. An ``.ort`` file can't do that: it is not optimised at load,
+  so it would widen all weights again in each run.
+- int8 is QDQ, made by the quantizer; activations uint8, weights int8 per channel, float32 at the surface.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgepack import artifact as artifacts
+from edgepack.converter import convert
+from edgepack.errors import CalibrationError
+from edgepack.quantizers.static import StaticQuantizer, has_quantized
+from edgepack.types import Artifact, Calibration, Model, Precision, Problem, RuntimeSpec, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TIMED_RUNS = 5
+
+
+class OnnxRuntime:
+    """The engine ``onnxruntime``."""
+
+    name = "onnxruntime"
+    version = "1"
+    int8: Literal["qdq", "own", "none"] = "qdq"
+
+    def tools(self, precision: Precision) -> tuple[str, ...]:
+        """Converter scripts that export and run use at `precision`."""
+        if precision is Precision.INT8:
+            return ("onnx_to_ort", "quantize_onnx", "run_onnxruntime")
+        return ("onnx_to_fp16" if precision is Precision.FP16 else "onnx_to_ort", "run_onnxruntime")
+
+    def base(self, precision: Precision) -> Precision | None:
+        """Every precision starts from the ONNX model."""
+        return None
+
+    def problems(self, model: Model, precision: Precision) -> list[Problem]:
+        """ONNX Runtime takes any standard ONNX model; only an INT8 without weighted operators is refused."""
+        return []
+
+    def export(
+        self,
+        model: Model,
+        precision: Precision,
+        calibration: Calibration | None,
+        base: Path | None,
+        out: Path,
+    ) -> None:
+        """Write ``model.ort`` (fp32, int8) or ``model.onnx`` (fp16).
+
+        For int8 `model` may be a QDQ model already; a float one is quantized here with `calibration`.
+        """
+        source = model.path
+        if precision is Precision.FP16:
+            convert("onnx_to_fp16", {"model": str(source)}, out)
+            return self._write(model, ("model.onnx",), out)
+        if precision is Precision.INT8 and not has_quantized(model):
+            if calibration is None:
+                raise CalibrationError(
+                    "INT8 needs real samples to measure ranges, and there are none.",
+                    "Give some with --calib DIR_OR_NPZ.",
+                )
+            folder = out.parent / f"{out.name}.qdq"
+            folder.mkdir(exist_ok=True)
+            StaticQuantizer().quantize(model, calibration, (), folder)
+            source = folder / "model.onnx"
+        convert("onnx_to_ort", {"model": str(source)}, out)
+        return self._write(model, ("model.ort",), out)
+
+    def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
+        """Run on the host: tensor folder in, tensor folder out."""
+        return convert(
+            "run_onnxruntime",
+            {
+                "files": [str(artifact.folder / artifact.files[0])],
+                "inputs": [binding.name for binding in artifact.inputs],
+                "outputs": [binding.name for binding in artifact.outputs],
+                "samples": str(inputs),
+                "threads": 1,
+                "timed": TIMED_RUNS,
+            },
+            out,
+        )
+
+    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+        """The shared library of the target's wheel."""
+        from edgepack import runtimes
+
+        return runtimes.spec("onnxruntime", target, layers)
+
+    def _write(self, model: Model, files: tuple[str, ...], out: Path) -> None:
+        artifacts.write(
+            Artifact(
+                folder=out,
+                files=files,
+                inputs=tuple(artifacts.identity(spec) for spec in model.inputs),
+                outputs=tuple(artifacts.identity(spec) for spec in model.outputs),
+            )
+        )

@@ -1,0 +1,165 @@
+"""LiteRT (TensorFlow Lite): onnx2tf makes the float32 file, ai-edge-quantizer makes fp16 and INT8 from it.
+
+- fp32: onnx2tf's own backend, without TensorFlow. The converter script gives every tensor a plain name and finds
+  out by a run how onnx2tf laid out the outputs, so names and layouts of the source never get lost.
+- fp16: weights stored as float16, arithmetic and surface float32 (onnx2tf's own float16 file changes the surface).
+- int8: weights and activations, quantized surface: the bindings carry scale and zero point.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgepack import artifact as artifacts
+from edgepack.converter import convert
+from edgepack.errors import CalibrationError, VariantError
+from edgepack.types import (
+    Artifact,
+    Binding,
+    Calibration,
+    Model,
+    Precision,
+    Problem,
+    RuntimeSpec,
+    Target,
+)
+
+TIMED_RUNS = 5
+FILE = "model.tflite"
+
+
+class TFLite:
+    """The engine ``tflite``."""
+
+    name = "tflite"
+    version = "1"
+    int8: Literal["qdq", "own", "none"] = "own"
+
+    def tools(self, precision: Precision) -> tuple[str, ...]:
+        """Converter scripts that export and run use at `precision`."""
+        return ("onnx_to_tflite" if precision is Precision.FP32 else "quantize_tflite", "run_tflite")
+
+    def base(self, precision: Precision) -> Precision | None:
+        """fp16 and int8 start from the fp32 file."""
+        return None if precision is Precision.FP32 else Precision.FP32
+
+    def problems(self, model: Model, precision: Precision) -> list[Problem]:
+        """Nothing is known to fail from operator types alone."""
+        return []
+
+    def export(
+        self,
+        model: Model,
+        precision: Precision,
+        calibration: Calibration | None,
+        base: Path | None,
+        out: Path,
+    ) -> None:
+        """Write ``model.tflite``. Raises `VariantError` when a converter fails or its file can't be run."""
+        if precision is Precision.FP32:
+            made = convert("onnx_to_tflite", {"model": str(model.path)}, out)
+            inputs = tuple(_binding(tensor) for tensor in made["inputs"])
+            outputs = tuple(_binding(tensor) for tensor in made["outputs"])
+        else:
+            if base is None:
+                raise VariantError(f"tflite {precision} starts from the fp32 file, which was not made.")
+            floating = artifacts.read(base)
+            made = self._quantize(model, precision, calibration, floating, out)
+            tensors = made["tensors"]
+            inputs = tuple(_requantized(binding, tensors) for binding in floating.inputs)
+            outputs = tuple(_requantized(binding, tensors) for binding in floating.outputs)
+        artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs))
+
+    def _quantize(
+        self,
+        model: Model,
+        precision: Precision,
+        calibration: Calibration | None,
+        floating: Artifact,
+        out: Path,
+    ) -> dict[str, Any]:
+        request: dict[str, Any] = {"model": str(floating.folder / FILE), "precision": str(precision)}
+        if precision is Precision.FP16:
+            return convert("quantize_tflite", request, out)
+        if calibration is None:
+            raise CalibrationError(
+                "INT8 needs real samples to measure ranges, and there are none.",
+                "Give some with --calib DIR_OR_NPZ.",
+            )
+        samples = out.parent / f"{out.name}.samples"
+        samples.mkdir(exist_ok=True)
+        try:
+            to_engine(calibration.path, floating.inputs, samples)
+            request |= {"samples": str(samples), "inputs": [binding.name for binding in floating.inputs]}
+            return convert("quantize_tflite", request, out)
+        finally:
+            shutil.rmtree(samples, ignore_errors=True)
+
+    def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
+        """Run on the host: tensor folder in, tensor folder out, both in the source's layout."""
+        samples, raw = out.parent / f"{out.name}.samples", out.parent / f"{out.name}.raw"
+        try:
+            samples.mkdir(exist_ok=True)
+            raw.mkdir(exist_ok=True)
+            to_engine(inputs, artifact.inputs, samples)
+            facts = convert(
+                "run_tflite",
+                {
+                    "files": [str(artifact.folder / artifact.files[0])],
+                    "inputs": [binding.name for binding in artifact.inputs],
+                    "outputs": [binding.name for binding in artifact.outputs],
+                    "samples": str(samples),
+                    "threads": 1,
+                    "timed": TIMED_RUNS,
+                },
+                raw,
+            )
+            for index, (binding, spec) in enumerate(zip(artifact.outputs, model.outputs, strict=True)):
+                values = np.load(raw / f"{index}.npy", mmap_mode="r", allow_pickle=False)
+                back = [artifacts.from_engine(value, binding, spec) for value in values]
+                np.save(out / f"{index}.npy", np.stack(back))
+            return facts
+        finally:
+            shutil.rmtree(samples, ignore_errors=True)
+            shutil.rmtree(raw, ignore_errors=True)
+
+    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+        """The shared library of the target's wheel."""
+        from edgepack import runtimes
+
+        return runtimes.spec("tflite", target, layers)
+
+
+def to_engine(folder: Path, bindings: Sequence[Binding], out: Path) -> None:
+    """A tensor folder in the source's layout -> one in the engine's, sample by sample."""
+    for index, binding in enumerate(bindings):
+        values = np.load(folder / f"{index}.npy", mmap_mode="r", allow_pickle=False)
+        target = np.lib.format.open_memmap(
+            out / f"{index}.npy", "w+", np.dtype(binding.dtype), (len(values), *binding.shape)
+        )
+        for row, value in zip(target, values, strict=True):
+            row[...] = artifacts.to_engine(value, binding)
+        target.flush()
+
+
+def _binding(tensor: dict[str, Any]) -> Binding:
+    return Binding(
+        name=tensor["name"],
+        dtype=tensor["dtype"],
+        shape=tuple(tensor["shape"]),
+        perm=tuple(tensor["perm"]),
+    )
+
+
+def _requantized(binding: Binding, tensors: dict[str, dict[str, Any]]) -> Binding:
+    """The float file's binding with the dtype and scale that the quantized file has."""
+    if binding.name not in tensors:
+        raise VariantError(f"ai-edge-quantizer lost the tensor {binding.name!r} at the model's surface.")
+    made = tensors[binding.name]
+    return replace(binding, dtype=made["dtype"], scale=made["scale"], zero_point=made["zero_point"])

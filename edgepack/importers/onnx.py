@@ -1,0 +1,126 @@
+"""ONNX sources: one file, or one file with its weights beside it.
+
+The model is never parsed in edgepack's own process: its bytes are looked at (`sniff`, `external`), copied once,
+and the copy is what ``converters/import_onnx.py`` and onnxruntime see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgepack.cache import digest_of, sha256_file
+from edgepack.errors import ModelError, UsageError
+from edgepack.importers import external, staging
+from edgepack.importers.sniff import Kind, kind_of
+from edgepack.types import Model
+
+SMALLEST = 16  # bytes; a graph with one node and one output takes more
+NEWEST_IR = 13  # onnxruntime 1.31.1 refuses newer ones, and onnx 1.23 writes 14
+WANTED = "an ONNX model"
+
+
+class OnnxImporter:
+    """Importer for ``.onnx``."""
+
+    name = "onnx"
+    version = "1"
+    tools = ("import_onnx",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], str] = {}
+
+    def accepts(self, source: str) -> bool:
+        """Files that end in ``.onnx``, whatever is in them (a refusal says what), and protobuf files by content."""
+        path = Path(source)
+        if not path.is_file():
+            return False
+        if path.suffix.lower() == ".onnx":
+            return True
+        try:
+            return kind_of(path) is Kind.PROTOBUF
+        except OSError:
+            return False
+
+    def digest(self, source: str, options: Mapping[str, Any]) -> str:
+        """SHA-256 over the model and every file that it keeps weights in. Raises `ModelError` for a bad file."""
+        for option, flag in (("weights", "--weights"), ("python", "--python")):
+            if options.get(option) is not None:
+                raise UsageError(
+                    f"{flag} is for PyTorch sources, and {source} is an ONNX file.", f"Leave {flag} out.", id="EP212"
+                )
+        path, files = self._files(source)
+        seen = tuple(staging.stamp(path.parent / file) for file in files)
+        if seen not in self._known:
+            self._known[seen] = _digest(path.parent, files)
+        return self._known[seen]
+
+    def to_onnx(
+        self, source: str, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any], out: Path
+    ) -> None:
+        """Write ``model.onnx`` (one file, fixed shapes, opset 13 or newer) and ``model.json`` to `out`."""
+        with staging.staged(out) as folder:
+            model = self._copy(source, options, folder)
+            request = {
+                "model": str(model),
+                "name": Path(source).name,
+                "shapes": {name: list(sizes) for name, sizes in shapes.items()},
+                "dtypes": dict(options.get("dtypes") or {}),
+            }
+            staging.run("import_onnx", request, out, folder)
+
+    def reference(self, source: str, model: Model, options: Mapping[str, Any], samples: Path, out: Path) -> None:
+        """Run the file as it is, without graph optimisations, with onnxruntime."""
+        with staging.staged(out) as folder:
+            copy = self._copy(source, options, folder)
+            external.lower_ir_version(copy, NEWEST_IR)
+            request = {
+                "files": [str(copy)],
+                "inputs": [spec.name for spec in model.inputs],
+                "outputs": [spec.name for spec in model.outputs],
+                "samples": str(samples),
+                "threads": 1,
+                "timed": 0,
+                "optimize": False,
+            }
+            staging.run("run_onnxruntime", request, out, folder)
+
+    def _files(self, source: str) -> tuple[Path, list[str]]:
+        """The model's path, and the names of all its files relative to its folder, its own first."""
+        path = staging.readable(source)
+        kind = kind_of(path)
+        if kind is not Kind.PROTOBUF or path.stat().st_size < SMALLEST:
+            raise staging.mislabelled(path, kind, WANTED)
+        try:
+            found = external.scan(path)
+        except external.WireError as error:
+            raise ModelError(
+                f"{path.name} is cut off or damaged: its {path.stat().st_size:,} bytes are not a whole ONNX model "
+                f"(protobuf wire error: {error}).",
+                "Copy or download it again, and compare its size with the original's.",
+                id="EP303",
+            ) from error
+        beside = external.check(found, path.parent)
+        if path.name in beside:
+            raise ModelError(f"{path.name} names itself as the file of its weights.", external.ONE_FILE, id="EP304")
+        return path, [path.name, *beside]
+
+    def _copy(self, source: str, options: Mapping[str, Any], folder: Path) -> Path:
+        """Copy the model and its files to `folder`, and make sure that the copy is what `digest` saw."""
+        expected = self.digest(source, options)
+        path, files = self._files(source)
+        with path.open("rb") as stream:
+            staging.copy(stream, folder / path.name)
+        for file in files[1:]:
+            entry = external.External(tensor="", location=file)
+            with external.open_inside(path.parent, entry) as stream:
+                staging.copy(stream, folder / file)
+        if _digest(folder, files) != expected:
+            raise ModelError(f"{source} changed while it was read.", "Run the command again.", id="EP312")
+        return folder / path.name
+
+
+def _digest(folder: Path, files: list[str]) -> str:
+    # The model's own name is not content: a renamed copy is the same model.
+    return digest_of({name if i else "": sha256_file(folder / name) for i, name in enumerate(files)})

@@ -1,0 +1,124 @@
+"""Says what a file is from its content: names and endings are only hints, and often wrong.
+
+Reads a few bytes (and a zip's list of members), never the weights, and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from enum import StrEnum
+from pathlib import Path
+
+
+class Kind(StrEnum):
+    """What a file looks like."""
+
+    EMPTY = "an empty file"
+    PROTOBUF = "a protobuf message"
+    TORCHSCRIPT = "a TorchScript archive"
+    PT2 = "a torch.export archive (.pt2)"
+    TORCH_ZIP = "a PyTorch pickle (torch.save)"
+    PICKLE = "a Python pickle"
+    TFLITE = "a TFLite model"
+    ORT = "an ONNX Runtime model (.ort)"
+    KERAS = "a Keras model (.keras)"
+    HDF5 = "an HDF5 file (.h5)"
+    SAFETENSORS = "a safetensors file"
+    ZIP = "a zip archive"
+    TAR = "a tar archive"
+    GZIP = "a gzip file"
+    LFS = "a Git LFS pointer"
+    HTML = "a web page"
+    TEXT = "a text file"
+    UNKNOWN = "no model format that edgepack knows"
+
+
+ADVICE = {
+    Kind.TORCHSCRIPT: "Rename it to end in .pt.",
+    Kind.PT2: "Rename it to end in .pt2.",
+    Kind.TORCH_ZIP: "Give the model's code as package.module:factory and this file with --weights.",
+    Kind.PICKLE: "Give the model's code as package.module:factory and the weights with --weights.",
+    Kind.TFLITE: "edgepack builds from ONNX or PyTorch: give the model that this file was made from, "
+    "or convert it first (`python -m tf2onnx.convert --tflite FILE --output model.onnx`).",
+    Kind.ORT: "Give the .onnx file that it was made from.",
+    Kind.KERAS: "Export it to ONNX first (tf2onnx).",
+    Kind.HDF5: "Export it to ONNX first (tf2onnx).",
+    Kind.SAFETENSORS: "It holds weights without a model: give the model's code as package.module:factory "
+    "and this file with --weights.",
+    Kind.ZIP: "Unpack it and give the model file inside.",
+    Kind.TAR: "Unpack it and give the model file inside.",
+    Kind.GZIP: "Unpack it and give the model file inside.",
+    Kind.LFS: "The repository was cloned without its large files: run `git lfs pull`.",
+    Kind.HTML: "The download gave a page instead of the file (a login page?): download it again.",
+}
+PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+TEXT_PICKLE_STARTS = (
+    b"(dp",
+    b"(lp",
+    b"ccopy_reg",
+    b"c__builtin__",
+    b"cbuiltins",
+    b"cos\n",
+    b"cposix\n",
+    b"(i",
+    b"csys\n",
+)
+
+
+def kind_of(path: Path) -> Kind:
+    """What `path` (a readable regular file) looks like. Raises OSError when it can't be read."""
+    with path.open("rb") as stream:
+        head = stream.read(1024)
+    if not head:
+        return Kind.EMPTY
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(path)
+    # torch's oldest format is a tar of pickles; its other legacy format a row of pickles.
+    if head.startswith(PICKLE_STARTS) or head.startswith(TEXT_PICKLE_STARTS):
+        return Kind.PICKLE
+    if head[4:8] == b"TFL3":
+        return Kind.TFLITE
+    if head[4:8] == b"ORTM":
+        return Kind.ORT
+    if head.startswith(b"\x89HDF\r\n"):
+        return Kind.HDF5
+    if head.startswith(b"\x1f\x8b"):
+        return Kind.GZIP
+    if head[257:262] == b"ustar":
+        return Kind.TAR
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return Kind.SAFETENSORS
+    if head.startswith(b"version https://git-lfs"):
+        return Kind.LFS
+    if head.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan", b"<?xml ver"):
+        return Kind.HTML
+    if len(head) > 1 and _is_text(head):
+        return Kind.TEXT
+    # A ModelProto starts with ir_version (varint, field 1) in practice, and with one of its fields by definition.
+    return Kind.PROTOBUF if head[0] in (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42) else Kind.UNKNOWN
+
+
+def _kind_of_zip(path: Path) -> Kind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return Kind.ZIP
+    inner = {name.partition("/")[2] for name in names}
+    if {"constants.pkl", "data.pkl"} <= inner and any(name.startswith("code/") for name in inner):
+        return Kind.TORCHSCRIPT
+    if {"archive_format", "serialized_exported_program.json"} & {*names, *inner}:
+        return Kind.PT2
+    if "data.pkl" in inner:
+        return Kind.TORCH_ZIP
+    return Kind.KERAS if {"config.json", "metadata.json"} <= set(names) else Kind.ZIP
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # a character cut by the end of `head` is no sign of anything
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(character.isprintable() or character in "\t\r\n" for character in text)

@@ -1,0 +1,39 @@
+"""Static INT8 by ranges measured on real samples: a QDQ ONNX model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepack.converter import convert
+from edgepack.types import Calibration, Model
+
+CLIP = 1e-4  # share of activation values that may saturate; see docs/decisions
+
+
+class StaticQuantizer:
+    """Per-channel int8 weights, uint8 activations; ranges leave out the rarest values."""
+
+    name = "static"
+    version = "1"
+    tools: tuple[str, ...] = ("quantize_onnx",)
+
+    def quantize(self, model: Model, calibration: Calibration, exclude: tuple[str, ...], out: Path) -> None:
+        """Write ``out/model.onnx``; nodes named in `exclude` stay in float.
+
+        Raises `ToolFailed` (a `VariantError`) when the model has nothing to quantize or the tool fails.
+        """
+        convert(
+            "quantize_onnx",
+            {
+                "model": str(model.path),
+                "samples": str(calibration.path),
+                "exclude": list(exclude),
+                "clip": CLIP,
+            },
+            out,
+        )
+
+
+def has_quantized(model: Model) -> bool:
+    """Whether the model holds QuantizeLinear/DequantizeLinear pairs already."""
+    return "DequantizeLinear" in model.operators
