@@ -1,8 +1,8 @@
 """Reads ``.npy`` and ``.npz`` files of any size sample by sample, and writes ``.npy`` the same way.
 
-`numpy.load` holds a whole array of an ``.npz`` in memory and believes what its header says; here one sample is in memory
-at a time, and what the header declares is held against the file before anything is read. Nothing is ever unpickled.
-Files are written with plain writes, not through a memory map: on a full disk a map ends in SIGBUS, a write in an error.
+`numpy.load` holds a whole array of an ``.npz`` in memory and believes what its header says; here one sample is in
+memory at a time, and what the header declares is held against the file first. Nothing is ever unpickled. Files are
+written with plain writes, not through a memory map: on a full disk a map ends in SIGBUS, a write in an error.
 """
 
 from __future__ import annotations
@@ -89,10 +89,8 @@ def open_arrays(path: Path) -> dict[str, ArrayFile]:
                 raise ValueError("it is a zip archive without arrays")
             declared = sum(info.file_size for info in entries)
             if declared > max(EXPANDS * path.stat().st_size, ALWAYS_FINE):
-                raise ValueError(
-                    f"it says that it holds {declared >> 20} MiB, more than {EXPANDS} times its own size, which no set of "
-                    "samples does"
-                )
+                size = f"{declared >> 20} MiB, more than {EXPANDS} times its own size"
+                raise ValueError(f"it declares {size}, which no set of samples does")
             found = [_header(path, info.filename, info.file_size) for info in entries]
             return {array.name: array for array in found}
         return {"arr_0": _header(path, None, path.stat().st_size)}

@@ -78,10 +78,10 @@ def _architecture(arch: str, name: str) -> list[dict[str, Any]]:
     for toolchain in plugins.load_all("toolchains"):
         if toolchain.name == "cmake_file":
             continue  # needs the user's own file
-        compiler = toolchain.locate(target)
+        compiler = toolchain.locate(target, static=False)
         found = compiler.description if compiler else "not found"
         checks.append(_check(arch, toolchain.name, compiler is not None, found, toolchain.advice(target)))
-    runner = emulator.find(target, None)
+    runner = emulator.find(target, static=False)
     found = runner.description if runner else emulator.why_not(target)
     checks.append(_check(arch, "self-test", runner is not None, found, "" if runner else "apt install qemu-user"))
     return checks

@@ -39,7 +39,9 @@ def needs(path: Path) -> Needs:
             elf = ELFFile(stream)
             dynamic = elf.get_section_by_name(".dynamic")
             interpreter = next((s.get_interp_name() for s in elf.iter_segments() if s["p_type"] == "PT_INTERP"), "")
-            libraries = [] if dynamic is None else [t.needed for t in dynamic.iter_tags() if t.entry.d_tag == "DT_NEEDED"]
+            libraries = (
+                [] if dynamic is None else [t.needed for t in dynamic.iter_tags() if t.entry.d_tag == "DT_NEEDED"]
+            )
             versions = elf.get_section_by_name(".gnu.version_r")
             wanted = [] if versions is None else [aux.name for _, auxes in versions.iter_versions() for aux in auxes]
             return Needs(

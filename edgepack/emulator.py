@@ -71,7 +71,9 @@ def why_not(target: Target) -> str:
     """Why `find` found nothing, and what to install."""
     if _qemu(target) is None:
         return f"no {PROGRAMS[target.arch]} here (apt install qemu-user)"
-    return f"no {target.arch} C library for {PROGRAMS[target.arch]} here (apt install libstdc++6-{_debian(target)}-cross)"
+    return (
+        f"no {target.arch} C library for {PROGRAMS[target.arch]} here (apt install libstdc++6-{_debian(target)}-cross)"
+    )
 
 
 def self_test(runner: Emulator, harness: Path, variant: Path, golden: Path, engine: str) -> SelfTest:
@@ -79,7 +81,14 @@ def self_test(runner: Emulator, harness: Path, variant: Path, golden: Path, engi
 
     `harness` holds ``bin/`` and ``lib/``. A harness that dies before its ``end`` line has failed, with its last words.
     """
-    argv = [str(harness / "bin" / f"edgepack-{engine}"), "self-test", "--variant", str(variant), "--golden", str(golden)]
+    argv = [
+        str(harness / "bin" / f"edgepack-{engine}"),
+        "self-test",
+        "--variant",
+        str(variant),
+        "--golden",
+        str(golden),
+    ]
     count = sum(1 for _ in golden.iterdir())
     try:
         done = runner.run(argv, SECONDS_PER_SAMPLE * max(1, count))

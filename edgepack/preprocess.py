@@ -135,6 +135,22 @@ def resized_size(height: int, width: int, resize: tuple[int, int] | int | None) 
     return height * resize // short, width * resize // short
 
 
+def bilinear(
+    image: Array, size: tuple[int, int], rows: slice = slice(None), columns: slice = slice(None)
+) -> npt.NDArray[np.float32]:
+    """Rows and columns of `image` [height, width, channels] resized to `size`, in float32, by the rule above."""
+    top, bottom, down = (part[rows] for part in _neighbours(image.shape[0], size[0]))
+    left, right, across = (part[columns] for part in _neighbours(image.shape[1], size[1]))
+    # Each source row that is needed is interpolated along its width once.
+    needed, place = np.unique(np.concatenate([top, bottom]), return_inverse=True)
+    lines = image[needed]
+    first = lines[:, left].astype(np.float32)
+    first += (lines[:, right].astype(np.float32) - first) * across[None, :, None]
+    upper, lower = first[place[: len(top)]], first[place[len(top) :]]
+    blended: npt.NDArray[np.float32] = upper + (lower - upper) * down[:, None, None]
+    return blended
+
+
 def _size_after(image: Image, preprocess: Preprocess) -> tuple[int, int]:
     """(height, width) after resize and crop."""
     height, width = resized_size(image.shape[0], image.shape[1], preprocess.resize)
@@ -181,25 +197,12 @@ def _crop_and_resize(image: Image, preprocess: Preprocess) -> npt.NDArray[np.flo
         near_rows = _nearest(image.shape[0], height)[rows]
         near_columns = _nearest(image.shape[1], width)[columns]
         return image[near_rows[:, None], near_columns[None, :]].astype(np.float32)
-    return _bilinear(image, (height, width), rows, columns)
+    return bilinear(image, (height, width), rows, columns)
 
 
 def _nearest(source: int, wanted: int) -> npt.NDArray[np.intp]:
     found: npt.NDArray[np.intp] = (2 * np.arange(wanted, dtype=np.intp) + 1) * source // (2 * wanted)
     return found
-
-
-def _bilinear(image: Image, size: tuple[int, int], rows: slice, columns: slice) -> npt.NDArray[np.float32]:
-    top, bottom, down = (part[rows] for part in _neighbours(image.shape[0], size[0]))
-    left, right, across = (part[columns] for part in _neighbours(image.shape[1], size[1]))
-    # The source rows that are needed, each once, so that a wide picture is interpolated along its width only there.
-    needed, place = np.unique(np.concatenate([top, bottom]), return_inverse=True)
-    lines = image[needed]
-    first = lines[:, left].astype(np.float32)
-    first += (lines[:, right].astype(np.float32) - first) * across[None, :, None]
-    upper, lower = first[place[: len(top)]], first[place[len(top) :]]
-    blended: npt.NDArray[np.float32] = upper + (lower - upper) * down[:, None, None]
-    return blended
 
 
 def _neighbours(source: int, wanted: int) -> tuple[Array, Array, Array]:

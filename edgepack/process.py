@@ -103,6 +103,15 @@ def run(
     return Completed(argv=command, returncode=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment for compilers: without the variables that would change what they make."""
+    changing = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CPATH", "LIBRARY_PATH", "LD_LIBRARY_PATH", "CC", "CXX")
+    return {k: v for k, v in os.environ.items() if k not in changing} | {
+        "LC_ALL": "C",
+        "SOURCE_DATE_EPOCH": "315532800",
+    }
+
+
 def describe_exit(code: int) -> str:
     """Say in words how a program ended: ``exit 3``, or ``signal 11 (SIGSEGV)``."""
     if code >= 0:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack import emulator
+from edgepack import elf, emulator
 from edgepack.bundle import open_bundle, target_from
 from edgepack.cache import out_of_space
 from edgepack.errors import DeviceFailed, ToolMissing, UsageError
@@ -37,7 +37,9 @@ def run(path: Path, variant: str, input_file: Path, output_file: Path, *, device
     folder = bundle.variant(variant)
     inputs = read_npz(input_file, bundle.inputs)
     target = target_from(bundle.manifest["target"])
-    runner = emulator.find(target, None)
+    engine = variant.rsplit("-", 1)[0]
+    program = path.resolve() / "bin" / f"edgepack-{engine}"
+    runner = emulator.find(target, static=elf.needs(program).static)
     if runner is None:
         raise ToolMissing(f"This machine can't run {target.arch} programs: {emulator.why_not(target)}.", "")
     with tempfile.TemporaryDirectory(prefix="edgepack-run-") as scratch:
@@ -46,8 +48,7 @@ def run(path: Path, variant: str, input_file: Path, output_file: Path, *, device
         outs.mkdir()
         for index, spec in enumerate(bundle.inputs):
             np.save(ins / f"in_{index}.npy", np.ascontiguousarray(inputs[spec.name]), allow_pickle=False)
-        engine = variant.rsplit("-", 1)[0]
-        argv = [path.resolve() / "bin" / f"edgepack-{engine}", "run", "--variant", folder.resolve()]
+        argv = [program, "run", "--variant", folder.resolve()]
         argv += ["--inputs", ins, "--outputs", outs, "--threads", threads]
         done = runner.run([str(a) for a in argv], SECONDS)
         if done.returncode != 0:

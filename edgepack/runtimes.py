@@ -1,170 +1,252 @@
-"""Engine libraries and sources: pinned files of the package index, fetched as files, checked by digest.
+"""Engine libraries for targets: which file of the package index, is it the pinned one, does it fit the profile.
 
-Nothing of a wheel is installed or run; single members are read out of it.
+What is pinned is in ``engines/runtimes.toml``. Files are fetched as files (nothing is installed), kept below
+the cache by their digest, and checked against it each time they are used.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+import stat
 import tarfile
 import tomllib
+import uuid
 import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from filelock import FileLock
 
-from edgepack import log
-from edgepack.cache import out_of_space, sha256_file
+from edgepack import log, resources
+from edgepack.cache import out_of_space, sha256_file, sha256_text
+from edgepack.elf import version as as_version
 from edgepack.errors import IntegrityError, ToolMissing, Unsupported
-from edgepack.resources import cache_root
 from edgepack.types import RuntimeSpec, Target
 
 PINS = Path(__file__).parent / "engines" / "runtimes.toml"
+SECONDS = 60.0  # without a byte from the index
+BIGGEST_MEMBER = 512 << 20
 
 
 @functools.cache
-def pins() -> dict[str, Any]:
-    """``engines/runtimes.toml``."""
+def pins() -> Mapping[str, Any]:
+    """The content of ``runtimes.toml``."""
     return tomllib.loads(PINS.read_text())
 
 
-def spec(engine: str, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
-    """What the harness of `engine` needs for `target`.
+def pin(engine: str, arch: str) -> Mapping[str, Any]:
+    """What is pinned for one engine and architecture. Raises `Unsupported` for an engine without pins."""
+    if engine not in pins():
+        known = ", ".join(pins())
+        raise Unsupported(f"No library is pinned for the engine {engine!r}.", f"Engines with one: {known}.")
+    found = pins()[engine]
+    entry: Mapping[str, Any] = found.get("any") or found.get(arch) or {"reason": f"there is none for {arch}"}
+    return entry
 
-    `layers` are ncnn's layer types that the models use; other engines ignore them. Raises `Unsupported` where the
-    engine has no library for the target, or one that the target can't run.
+
+def problem(engine: str, target: Target) -> tuple[str, str] | None:
+    """Why `engine` has no library for `target`, and the remedy; None when it has one. Fetches nothing."""
+    entry = pin(engine, target.arch)
+    name = f"{pins()[engine]['title']} {pins()[engine]['version']}"
+    other = "Use the ncnn engine (compiled from source), or a target that promises it."
+    if "reason" in entry:
+        return f"{name} has no library for {target.arch}: {entry['reason']}", entry.get("remedy", other)
+    if "library" not in entry:
+        return None  # source: compiled for whatever the target is
+    if target.os != "linux" or target.libc != "glibc":
+        return f"{name}'s library is for Linux with glibc, {target.name} has {target.os} with {target.libc}", other
+    if as_version(entry["glibc"]) > as_version(target.libc_version):
+        return f"{name}'s library needs glibc {entry['glibc']}, {target.name} promises {target.libc_version}", other
+    if as_version(entry["glibcxx"]) > as_version(target.glibcxx):
+        promised = f"GLIBCXX_{target.glibcxx}" if target.glibcxx else "no libstdc++"
+        return f"{name}'s library needs GLIBCXX_{entry['glibcxx']}, {target.name} promises {promised}", other
+    lacking = sorted(set(entry.get("cpu_features", ())) - set(target.cpu_features))
+    if lacking:
+        features = ", ".join(lacking)
+        return f"{name}'s library needs a CPU with {features}, which {target.name} doesn't promise", other
+    return None
+
+
+def spec(engine: str, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+    """What to compile and ship for one engine, with its library fetched.
+
+    `layers` are the layer types that ncnn must have (of every ``.param`` that it will load); nothing means all.
+    Raises `Unsupported` (no library for the target, with the reason), `ToolMissing` (can't be fetched) and
+    `IntegrityError` (not the pinned file).
     """
-    pin = pins()[engine]
-    if engine == "ncnn":
-        return RuntimeSpec(backend="ncnn", version=pin["version"], cmake_args=layers, digest=pin["source"]["sha256"])
-    file = pin["files"].get(target.arch)
-    reason = pin["absent"].get(target.arch, f"there is no {engine} library for {target.arch}")
-    if file is None:
-        raise Unsupported(reason, "Use --engine ncnn: it is compiled from source for every target.")
-    check_needs(engine, {**pin, **file}, target)
-    wheel = fetch(file["project"], pin["version"], file["file"], file["sha256"])
-    folder = wheel.parent / "members"
+    if (found := problem(engine, target)) is not None:
+        raise Unsupported(f"{found[0]}.", found[1])
+    entry = pin(engine, target.arch)
+    archive = _where(entry["file"], entry["sha256"], resources.cache_root())
+    licences = {
+        name: member(entry, one["path"], archive, one["sha256"])
+        for name, one in sorted(entry.get("licences", {}).items())
+    }
+    libraries = {}
+    arguments: tuple[str, ...] = ()
+    if library := entry.get("library"):
+        libraries[library["name"]] = member(entry, library["path"], archive, library["sha256"])
+        arguments = (f"-DEDGEPACK_ENGINE_LIBRARY={library['name']}",)
+    else:
+        from edgepack import ncnn_source
+
+        source(engine)  # fetched now, so that a missing network is found before the compiler runs
+        arguments = ncnn_source.arguments(target, layers)
     return RuntimeSpec(
         backend=engine,
-        version=pin["version"],
-        libraries={pin["library"]: extract(wheel, pin["member"], folder)},
-        licences={name: extract(wheel, member, folder) for name, member in pin["licences"].items()},
-        digest=file["sha256"],
+        version=entry["version"],
+        cmake_args=arguments,
+        libraries=libraries,
+        licences=licences,
+        digest=sha256_text(json.dumps([engine, entry, arguments], sort_keys=True)),
     )
 
 
-def check_needs(engine: str, needs: dict[str, Any], target: Target) -> None:
-    """Raise `Unsupported` when the library needs a newer libc or CPU than the target promises."""
-    hint = f"Use another engine, or a profile of your own that extends {target.name} if your device has it."
-    if target.os != "linux" or target.libc != "glibc":
-        raise Unsupported(f"its library needs glibc; {target.name} is {target.os} with {target.libc}", hint)
-    if version(target.libc_version) < version(needs["glibc"]):
-        raise Unsupported(f"its library needs glibc {needs['glibc']}, {target.name} has {target.libc_version}", hint)
-    if version(target.glibcxx) < version(needs["glibcxx"]):
-        raise Unsupported(
-            f"its library needs libstdc++ with GLIBCXX_{needs['glibcxx']}, {target.name} has {target.glibcxx}", hint
-        )
-    missing = [feature for feature in needs.get("features", []) if feature not in target.cpu_features]
-    if missing:
-        raise Unsupported(f"its library needs the CPU feature {missing[0]!r}, which {target.cpu} lacks", hint)
+def source(engine: str) -> Path:
+    """The source archive of an engine that is compiled, fetched when it isn't there."""
+    entry = pin(engine, "any")
+    return fetch(entry["project"], entry["version"], entry["file"], entry["sha256"])
 
 
-def version(text: str) -> tuple[int, ...]:
-    """``2.31`` -> (2, 31), for comparing."""
-    return tuple(int(part) for part in text.split("."))
+def fetch(project: str, version: str, file: str, sha256: str, root: Path | None = None) -> Path:
+    """One file of the package index, by name and digest.
 
-
-def fetch(project: str, release: str, name: str, sha256: str) -> Path:
-    """A file of the package index by name and digest, from EDGEPACK_WHEELHOUSE, the cache or the network.
-
-    The digest is checked when the file arrives and each time it is used. Raises `ToolMissing` (not to be had) and
-    `IntegrityError` (other bytes than pinned).
+    Looked for below `root` (default: the cache), in the folder EDGEPACK_WHEELHOUSE, in local find-links folders
+    of pip and uv, then on the index (PIP_INDEX_URL, UV_DEFAULT_INDEX or the default one), unless EDGEPACK_OFFLINE=1.
+    Raises `ToolMissing` when it can't be had and `IntegrityError` when it isn't the pinned file.
     """
-    kept = cache_root() / "downloads" / sha256 / name
-    if kept.is_file() and sha256_file(kept) == sha256:
-        return kept
-    with out_of_space(kept.parent):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(kept.parent / "lock"):
-            if not (kept.is_file() and sha256_file(kept) == sha256):
-                _get(project, release, name, sha256, kept)
-    return kept
-
-
-def _get(project: str, release: str, name: str, sha256: str, kept: Path) -> None:
-    partial = kept.with_name(name + ".part")
-    wheelhouse = os.environ.get("EDGEPACK_WHEELHOUSE")
-    if wheelhouse and (Path(wheelhouse) / name).is_file():
-        partial.write_bytes((Path(wheelhouse) / name).read_bytes())
-    elif os.environ.get("EDGEPACK_OFFLINE") == "1":
-        raise ToolMissing(f"{name} is not in the wheelhouse {wheelhouse}.", f"Put {project} {release}'s file there.")
-    else:
-        with log.step(f"fetch {name}"):
-            _download(project, release, name, partial)
-    found = sha256_file(partial)
-    if found != sha256:
-        partial.unlink()
-        raise IntegrityError(
-            f"{name} has sha256 {found}, the pin is {sha256}.", "Check the mirror or wheelhouse that it came from."
-        )
-    partial.rename(kept)
-
-
-def _download(project: str, release: str, name: str, partial: Path) -> None:
-    import pypi_simple
-
-    index = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("PIP_INDEX_URL") or pypi_simple.PYPI_SIMPLE_ENDPOINT
-    try:
-        with pypi_simple.PyPISimple(index) as client:
-            for package in client.get_project_page(project, timeout=60).packages:
-                if package.filename == name:
-                    client.download_package(package, partial, verify=False, timeout=60)
-                    return
-    except Exception as error:  # requests' and pypi-simple's errors have no common base
-        partial.unlink(missing_ok=True)
-        raise ToolMissing(
-            f"{name} can't be fetched: {error}.",
-            "Check the network, or put the file into a folder and run `edgepack setup --wheelhouse DIR`.",
-        ) from error
-    raise ToolMissing(f"The package index has no file {name}.", f"Is {project} {release} there? Use a wheelhouse.")
-
-
-def extract(wheel: Path, member: str, folder: Path) -> Path:
-    """One regular file out of a wheel."""
-    path = folder / PurePosixPath(member).name
-    with zipfile.ZipFile(wheel) as archive:
-        info = archive.getinfo(member)
-        if not path.is_file() or path.stat().st_size != info.file_size:
-            folder.mkdir(exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-            partial.write_bytes(archive.read(info))
-            partial.rename(path)
+    root = resources.cache_root() if root is None else root
+    path = _where(file, sha256, root)
+    with out_of_space(root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path.parent}.lock"):
+            if path.is_file():
+                if sha256_file(path) == sha256:
+                    return path
+                log.warn(f"{path} is damaged (its SHA-256 is not the pinned one); it will be fetched again")
+                path.unlink()
+            for folder in _wheelhouses():
+                if (found := folder / file).is_file():
+                    _keep(found, path, sha256)
+                    return path
+            _download(project, version, file, sha256, path)
     return path
 
 
-def unpack_source(archive: Path, folder: Path) -> Path:
-    """Unpack a source archive into `folder`: regular files only; returns its one top folder.
+def member(entry: Mapping[str, Any], name: str, archive: Path, sha256: str) -> Path:
+    """One regular file of a pinned archive, extracted below the cache and checked against its own digest."""
+    kept = archive.parent / "members" / sha256[:16] / Path(name).name
+    if kept.is_file() and sha256_file(kept) == sha256:
+        return kept
+    fetch(entry["project"], entry["version"], entry["file"], entry["sha256"])
+    with out_of_space(kept):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f".{uuid.uuid4().hex}")
+        try:
+            part.write_bytes(read_member(archive, name))
+            if sha256_file(part) != sha256:
+                raise IntegrityError(f"{name} in {archive.name} is not the pinned file.", f"Remove {archive.parent}.")
+            os.replace(part, kept)
+        finally:
+            part.unlink(missing_ok=True)
+    return kept
 
-    Links, devices and paths that leave the folder are refused; ``extractall`` is never used.
-    """
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            path = PurePosixPath(member.name)
-            if member.isdir():
-                continue
-            if not member.isreg() or path.is_absolute() or ".." in path.parts:
-                raise IntegrityError(f"{archive.name} holds {member.name!r}, which is no plain file.", "")
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            stream = tar.extractfile(member)
-            assert stream is not None
-            target.write_bytes(stream.read())
-    return next(p for p in folder.iterdir() if p.is_dir())
+
+def read_member(archive: Path, name: str) -> bytes:
+    """The bytes of one regular file of a wheel or sdist. Raises `IntegrityError` for anything else."""
+    try:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel:
+                info = wheel.getinfo(name)
+                mode = info.external_attr >> 16
+                if info.is_dir() or (mode and not stat.S_ISREG(mode)) or info.file_size > BIGGEST_MEMBER:
+                    raise IntegrityError(f"{name} in {archive.name} is not a regular file of sane size.")
+                return wheel.read(info)
+        with tarfile.open(archive) as sdist:
+            found = sdist.getmember(name)
+            stream = sdist.extractfile(found) if found.isreg() and found.size <= BIGGEST_MEMBER else None
+            if stream is None:
+                raise IntegrityError(f"{name} in {archive.name} is not a regular file of sane size.")
+            return stream.read()
+    except (KeyError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{name} can't be read from {archive}: {error}.", "Remove the file.") from error
 
 
-def ncnn_source(folder: Path) -> Path:
-    """Fetch and unpack ncnn's source into `folder`."""
-    source = pins()["ncnn"]["source"]
-    return unpack_source(fetch(source["project"], pins()["ncnn"]["version"], source["file"], source["sha256"]), folder)
+def _where(file: str, sha256: str, root: Path) -> Path:
+    return root / "downloads" / sha256 / file
+
+
+def _wheelhouses() -> list[Path]:
+    found = [os.environ.get("EDGEPACK_WHEELHOUSE", "")]
+    for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
+        found += os.environ.get(name, "").replace(",", " ").split()
+    folders = []
+    for text in found:
+        parsed = urlparse(text)
+        if text and parsed.scheme in ("", "file"):
+            folders.append(Path(unquote(parsed.path)).expanduser())
+    return folders
+
+
+def _keep(found: Path, path: Path, sha256: str) -> None:
+    """Copy a file of the user's to its place in the cache, checking what was really copied."""
+    part = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        part.write_bytes(found.read_bytes())
+        if sha256_file(part) != sha256:
+            raise IntegrityError(
+                f"{found} is not the file that edgepack pins (its SHA-256 differs).",
+                "It may be truncated or another build of that version: remove it, or fetch it again.",
+            )
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _download(project: str, version: str, file: str, sha256: str, path: Path) -> None:
+    by_hand = f"Put {file} into a folder and set EDGEPACK_WHEELHOUSE to it"
+    if os.environ.get("EDGEPACK_OFFLINE") == "1":
+        raise ToolMissing(f"{file} is not here and EDGEPACK_OFFLINE=1 forbids to fetch it.", f"{by_hand}.")
+    import requests
+    from pypi_simple import NoSuchProjectError, PyPISimple, PyPISimpleError
+
+    with log.step(f"fetch {file}"):
+        part = path.with_name(f".{uuid.uuid4().hex}")
+        try:
+            with _client(PyPISimple) as client:
+                page = client.get_project_page(project, timeout=SECONDS)
+                package = next((p for p in page.packages if p.filename == file), None)
+                if package is None:
+                    raise ToolMissing(
+                        f"The package index has no {file} of {project} {version}.",
+                        f"Another index may lack it: check PIP_INDEX_URL or UV_DEFAULT_INDEX. {by_hand}.",
+                    )
+                client.download_package(package, part, verify=False, timeout=SECONDS)
+            if sha256_file(part) != sha256:
+                raise IntegrityError(
+                    f"What the package index gave as {file} is not the pinned file (its SHA-256 differs).",
+                    f"A broken download or a changed index: try again, or check the index. {by_hand}.",
+                )
+            os.replace(part, path)
+        except NoSuchProjectError:
+            raise ToolMissing(f"The package index has no project {project!r}.", f"{by_hand}.") from None
+        except (requests.RequestException, PyPISimpleError) as error:
+            raise ToolMissing(
+                f"{file} can't be fetched from the package index: {type(error).__name__}: {error}.",
+                f"Check the network and PIP_INDEX_URL or UV_DEFAULT_INDEX. {by_hand} to work without a network.",
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _client(make: Any) -> Any:
+    names = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
+    endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    client = make() if endpoint is None else make(endpoint=endpoint)
+    if certificates := os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE"):
+        client.s.verify = certificates
+    return client

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgepack import artifact as artifacts
-from edgepack import bundle, calibration, converter, emulator, harness, log, plugins, verify
+from edgepack import bundle, calibration, converter, emulator, harness, log, plugins, preprocess, verify
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_text, tree_digests
 from edgepack.errors import ModelError, ToolFailed, Unsupported, VariantError
 from edgepack.interfaces import Engine
@@ -104,7 +104,7 @@ def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
         title="prepare samples",
         inputs={k: calibration.from_source_digest(path) for k, path in sources.items() if path is not None},
         params={
-            "code": calibration.code_digest(),
+            "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocess.__name__)],
             "inputs": [asdict(spec) for spec in model.inputs],
             "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
             "limit": CALIBRATION_LIMIT,
@@ -345,7 +345,7 @@ def pack_golden(cache: Cache, model: Model, samples: Samples, reference: Entry) 
     """The samples that ship: inputs and the source's own outputs, one ``.npy`` each in the source's layout."""
     step = Step(
         name="golden",
-        version="1",
+        version="2",
         title="pack golden samples",
         inputs={"samples": samples.verify_digest, "reference": reference.digest},
         params={"count": GOLDEN_SAMPLES},
@@ -354,13 +354,24 @@ def pack_golden(cache: Cache, model: Model, samples: Samples, reference: Entry) 
 
 
 def _pack_golden(model: Model, samples: Samples, reference: Entry, out: Path) -> None:
+    chosen = loudest(reference.path, len(model.outputs), samples.verify_count)[:GOLDEN_SAMPLES]
     for kind, folder, specs in (("in", samples.verify, model.inputs), ("out", reference.path, model.outputs)):
         for index, spec in enumerate(specs):
             arrays = np.load(folder / f"{index}.npy", mmap_mode="r", allow_pickle=False)
-            for sample in range(min(GOLDEN_SAMPLES, len(arrays))):
-                (out / str(sample)).mkdir(exist_ok=True)
+            for number, sample in enumerate(chosen):
+                (out / str(number)).mkdir(exist_ok=True)
                 one = np.ascontiguousarray(arrays[sample]).astype(spec.dtype).reshape(spec.shape)
-                np.save(out / str(sample) / f"{kind}_{index}.npy", one, allow_pickle=False)
+                np.save(out / str(number) / f"{kind}_{index}.npy", one, allow_pickle=False)
+
+
+def loudest(reference: Path, outputs: int, count: int) -> list[int]:
+    """Samples by how much they tell, most first: an output that is next to nothing can't show a fault."""
+    total = np.zeros(count)
+    for index in range(outputs):
+        arrays = np.load(reference / f"{index}.npy", mmap_mode="r", allow_pickle=False)
+        sizes = np.linalg.norm(np.nan_to_num(arrays.reshape(count, -1).astype(np.float64)), axis=1)
+        total += sizes / (sizes.max(initial=0.0) or 1.0)
+    return [int(i) for i in np.argsort(-total, kind="stable")]
 
 
 def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, checked: Checked) -> Entry:
@@ -394,11 +405,10 @@ def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, che
     return cache.output(step, make)
 
 
-def self_test(
-    cache: Cache, variant: Variant, target: Target, compiler: Compiler, built: Entry, packed: Entry, golden: Entry
-) -> SelfTest:
+def self_test(cache: Cache, variant: Variant, target: Target, built: Entry, packed: Entry, golden: Entry) -> SelfTest:
     """Run the harness on the golden samples, natively or under emulation; raises `VariantError` when it fails."""
-    runner = emulator.find(target, compiler)
+    static = json.loads((built.path / "elf.json").read_text())["static"]
+    runner = emulator.find(target, static=static)
     if runner is None:
         return SelfTest(how="not run", passed=None, detail=emulator.why_not(target))
     step = Step(

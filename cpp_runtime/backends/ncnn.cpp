@@ -65,7 +65,6 @@ class Ncnn final : public Backend {
 
   Status load(const Descriptor& descriptor, const std::string& folder, const std::string& /*library*/,
               int threads) override {
-    descriptor_ = &descriptor;
     if (descriptor.files.size() != 2) {
       return {EDGEPACK_BAD_DESCRIPTOR, "an ncnn variant has two files, its .param and its .bin"};
     }
@@ -185,7 +184,6 @@ class Ncnn final : public Backend {
   }
 
   ncnn::Net net_;  // destroyed after the Mats below, which live in its allocators
-  const Descriptor* descriptor_ = nullptr;
   std::vector<Slot> inputs_, outputs_;
 };
 

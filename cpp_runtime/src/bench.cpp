@@ -5,7 +5,7 @@ namespace edgepack {
 
 Status run_bench(Session* session, const Options& options) {
   constexpr size_t kMostRuns = 1000000;
-  Platform& machine = session->machine();
+  Machine& machine = session->machine();
   const auto enough_ns = static_cast<int64_t>(options.min_seconds * 1e9);
   std::vector<int64_t> samples;
   samples.reserve(static_cast<size_t>(options.min_runs));

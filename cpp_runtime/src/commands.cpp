@@ -75,7 +75,7 @@ Status perform(const Options& options, Session* session, bool* passed) {
 
 std::vector<int64_t> shape_of(const edgepack_tensor& tensor) { return {tensor.shape, tensor.shape + tensor.rank}; }
 
-Session::Session(const Options& options, Platform* machine, std::FILE* out)
+Session::Session(const Options& options, Machine* machine, std::FILE* out)
     : options_(options), machine_(machine), out_(out) {}
 
 Session::~Session() { edgepack_close(variant_); }
@@ -149,7 +149,7 @@ int Session::end(int exit_code) {
   return exit_code;
 }
 
-Status list_golden(Platform* machine, const std::string& folder, std::vector<std::string>* samples) {
+Status list_golden(Machine* machine, const std::string& folder, std::vector<std::string>* samples) {
   std::vector<std::string> names;
   EDGEPACK_TRY(machine->list_folder(folder, &names));
   samples->clear();
@@ -193,23 +193,30 @@ Status check_golden(Session* session, const std::vector<std::string>& samples, b
   return ok();
 }
 
-int run_harness(int argc, const char* const* argv, Platform* machine, std::FILE* out, std::FILE* err) {
+int run_harness(int argc, const char* const* argv, Machine* machine, std::FILE* out, std::FILE* err) {
   Options options;
   std::string error;
   if (!parse_options(argc, argv, &options, &error)) {
     std::fprintf(err, "edgepack: %s\n%s", error.c_str(), kUsage);
     return kUsageError;
   }
-  Session session(options, machine, out);
   bool passed = true;
-  const Status status = perform(options, &session, &passed);
-  if (!status.ok()) {
-    std::fprintf(err, "edgepack: %s\n", status.text().c_str());
-    return session.end(kModelError);
+  Status status;
+  int code = kGood;
+  {
+    Session session(options, machine, out);
+    status = perform(options, &session, &passed);
+    code = session.end(!status.ok() ? kModelError : passed ? kGood : kCheckFailed);
   }
-  if (!passed) std::fprintf(err, "edgepack: outputs differ from the golden ones by more than the bound\n");
-  const int code = session.end(passed ? kGood : kCheckFailed);
-  if (code == kModelError) std::fprintf(err, "edgepack: the results could not be written to standard output\n");
+  // After the engine is gone, so that the last line on stderr is ours and not the engine's farewell.
+  if (!status.ok()) {
+    error = status.text();
+  } else if (!passed) {
+    error = "the outputs differ from the golden ones by more than the bound";
+  } else if (code != kGood) {
+    error = "the results could not be written to standard output";
+  }
+  if (!error.empty()) std::fprintf(err, "edgepack: %s\n", error.c_str());
   return code;
 }
 

@@ -8,7 +8,7 @@
 #include "json.h"
 #include "memory.h"
 #include "options.h"
-#include "platform.h"
+#include "machine.h"
 #include "edgepack/edgepack.h"
 
 namespace edgepack {
@@ -18,7 +18,7 @@ enum ExitCode : int { kGood = 0, kCheckFailed = 1, kUsageError = 2, kModelError 
 // An open variant with memory for its inputs and outputs, and where its results go.
 class Session {
  public:
-  Session(const Options& options, Platform* machine, std::FILE* out);
+  Session(const Options& options, Machine* machine, std::FILE* out);
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
   ~Session();
@@ -29,7 +29,7 @@ class Session {
   const edgepack_about& about() const { return about_; }
   const std::vector<edgepack_tensor>& inputs() const { return inputs_; }
   const std::vector<edgepack_tensor>& outputs() const { return outputs_; }
-  Platform& machine() { return *machine_; }
+  Machine& machine() { return *machine_; }
 
   // Read in_<i>.npy of a folder and set the inputs.
   Status set_inputs(const std::string& folder);
@@ -48,7 +48,7 @@ class Session {
   Status failure(edgepack_status code) const { return {code, edgepack_error(variant_)}; }
 
   const Options& options_;
-  Platform* machine_;
+  Machine* machine_;
   std::FILE* out_;
   edgepack_variant* variant_ = nullptr;
   edgepack_about about_{};
@@ -57,7 +57,7 @@ class Session {
 };
 
 // The sub-folders 0, 1, 2 ... of a golden folder, in order. It is an error when there is none.
-Status list_golden(Platform* machine, const std::string& folder, std::vector<std::string>* samples);
+Status list_golden(Machine* machine, const std::string& folder, std::vector<std::string>* samples);
 
 // Run every golden sample and write a line for each of its outputs. False in `passed` when one is off.
 Status check_golden(Session* session, const std::vector<std::string>& samples, bool* passed);
@@ -69,6 +69,6 @@ Status run_bench(Session* session, const Options& options);
 std::vector<int64_t> shape_of(const edgepack_tensor& tensor);
 
 // Everything: returns the exit code.
-int run_harness(int argc, const char* const* argv, Platform* machine, std::FILE* out, std::FILE* err);
+int run_harness(int argc, const char* const* argv, Machine* machine, std::FILE* out, std::FILE* err);
 
 }  // namespace edgepack

@@ -11,6 +11,7 @@ struct Metrics {
   double cosine = 1;
   double sqnr_db = 0;  // 10 log10(reference power / error power), held within +-200
   double max_abs = 0;
+  double reference_max = 0;  // the largest magnitude in the reference
   bool finite = true;  // false when a value is NaN or infinite where the reference is not, or the other way round
 };
 
@@ -18,7 +19,8 @@ struct Metrics {
 Metrics compare(edgepack_dtype dtype, const void* reference, const void* output, size_t count);
 
 // Whether one sample holds a variant's bounds. These were held over many samples together; a single one may be ten
-// times further off: 1 - cosine ten times as large (but cosine at least 0.5), SQNR 10 dB lower. `sqnr_db` may be NaN.
+// times further off: 1 - cosine ten times as large (but cosine at least 0.5), SQNR 10 dB lower. A reference that is
+// zero to within 1e-6 has no direction to compare; outputs as close to zero hold. `bound_sqnr_db` may be NaN.
 bool holds(const Metrics& metrics, double bound_cosine, double bound_sqnr_db);
 
 }  // namespace edgepack

@@ -13,7 +13,7 @@
 # ///
 """Convert ONNX to ncnn's ``model.ncnn.param`` and ``model.ncnn.bin`` with pnnx.
 
-Request: ``model`` (ONNX file, fixed shapes), ``half`` (store weights as float16). pnnx's wheel wants torch, but its
+Request: ``model`` (ONNX file, fixed shapes). Weights stay float32. pnnx's wheel wants torch, but its
 program reads ONNX without it. The program gets a copy in which every tensor and node has a plain name: its
 text format is cut at white space, and names come from the model. Exit 0 means little: the caller must load and
 run the result. ``result.json`` says per input and output which axis pnnx took for the batch (null: none).
@@ -28,6 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
+import onnx.shape_inference
 
 TYPES = {
     onnx.TensorProto.FLOAT: "f32",
@@ -40,28 +41,71 @@ TYPES = {
     onnx.TensorProto.UINT8: "u8",
     onnx.TensorProto.BOOL: "bool",
 }
+DULL = ("#", "FLOPS", "memory OPS", "model inputshape", *"┌├│└")
 NO_AXIS = 233  # pnnx's own mark for "no batch axis"
 
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
-    model = onnx.load(request["model"])
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(request["model"]))
+    except Exception as error:
+        raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
+    without_casts_at_the_surface(model.graph)
     inputs, outputs = plain(model)
     onnx.save(model, "model.onnx")
-    log = run_pnnx(",".join(inputs), half=bool(request["half"]))
+    log = run_pnnx(",".join(inputs))
     param, weights = Path("model.ncnn.param"), Path("model.ncnn.bin")
     if not param.is_file() or not weights.is_file():
         raise SystemExit(f"pnnx exited 0 but wrote no ncnn model: {last_words(log)}")
-    surface = Path("model_ncnn.py").read_text()
+    generated = Path("model_ncnn.py").read_text()
     result = {
-        "input_axes": [axis(surface, rf"\(in{i}\.numpy\(\), batch_index=(\d+)\)") for i in range(len(inputs))],
-        "output_axes": [axis(surface, rf"\(out{i}\.numpy\(batch_index=(\d+)\)\)") for i in range(outputs)],
+        "input_axes": [axis(generated, rf"\(in{i}\.numpy\(\), batch_index=(\d+)\)") for i in range(len(inputs))],
+        "output_axes": [axis(generated, rf"\(out{i}\.numpy\(batch_index=(\d+)\)\)") for i in range(outputs)],
         "complaints": complaints(log),
     }
     out = Path(request["out"])
     (out / param.name).write_bytes(param.read_bytes())
     (out / weights.name).write_bytes(weights.read_bytes())
     (out / "result.json").write_text(json.dumps(result))
+
+
+def without_casts_at_the_surface(graph: onnx.GraphProto) -> None:
+    """Make inputs that are only ever cast to float32 float inputs, and outputs that are cast from it float outputs.
+
+    pnnx keeps such casts as layers that ncnn doesn't have; the caller casts in the same way (C's rules) instead.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    surface = {value.name for value in graph.output}
+    for value in graph.input:
+        casts = readers.get(value.name, [])
+        plain_casts = all(cast.op_type == "Cast" and cast.output[0] not in surface for cast in casts)
+        if casts and plain_casts and all(_to_float(cast) for cast in casts):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            for cast in casts:
+                for reader in readers.get(cast.output[0], []):
+                    reader.input[:] = [value.name if name == cast.output[0] else name for name in reader.input]
+                graph.node.remove(cast)
+    makers = {name: node for node in graph.node for name in node.output}
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
+    for value in graph.output:
+        cast = makers.get(value.name)
+        if cast is None or cast.op_type != "Cast" or value.name in readers:
+            continue
+        before = cast.input[0]
+        only_reader = len(readers[before]) == 1 and before not in surface and before in makers
+        if only_reader and types.get(before) == onnx.TensorProto.FLOAT:
+            maker = makers[before]
+            maker.output[:] = [value.name if name == before else name for name in maker.output]
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            graph.node.remove(cast)
+
+
+def _to_float(cast: onnx.NodeProto) -> bool:
+    return any(a.name == "to" and a.i == onnx.TensorProto.FLOAT for a in cast.attribute)
 
 
 def plain(model: onnx.ModelProto) -> tuple[list[str], int]:
@@ -97,14 +141,14 @@ def _word(value: onnx.ValueInfoProto) -> str:
     return f"[{','.join(map(str, shape or [1]))}]{TYPES[tensor.elem_type]}"
 
 
-def run_pnnx(shapes: str, *, half: bool) -> str:
+def run_pnnx(shapes: str) -> str:
     """Run the program in the current folder; returns what it said. Exits with a sentence when it fails."""
     spec = find_spec("pnnx")
     assert spec is not None and spec.origin is not None
     # The wheel's Python wrapper hides a crash behind exit code 245.
     program = Path(spec.origin).parent / "pnnx"
     done = subprocess.run(
-        [program, "model.onnx", f"inputshape={shapes}", f"fp16={int(half)}"],
+        [program, "model.onnx", f"inputshape={shapes}", "fp16=0"],
         capture_output=True,
         check=False,
         stdin=subprocess.DEVNULL,
@@ -112,11 +156,14 @@ def run_pnnx(shapes: str, *, half: bool) -> str:
     log = (done.stdout + done.stderr).decode("utf-8", "replace")
     sys.stderr.write(log)
     if done.returncode:
-        ending = f"exit {done.returncode}"
         if done.returncode < 0:
-            ending = f"crashed with {signal.Signals(-done.returncode).name}"
-        raise SystemExit(f"pnnx can't convert this model ({ending}, {stage(log)}): {last_words(log)}")
+            raise SystemExit(f"pnnx can't convert this model: it crashed with {_signal(done.returncode)} {stage(log)}")
+        raise SystemExit(f"pnnx can't convert this model (exit {done.returncode} {stage(log)}): {last_words(log)}")
     return log
+
+
+def _signal(returncode: int) -> str:
+    return signal.Signals(-returncode).name
 
 
 def stage(log: str) -> str:
@@ -127,8 +174,7 @@ def stage(log: str) -> str:
 
 def last_words(log: str) -> str:
     """The last line that is not a heading or a count."""
-    dull = ("#", "FLOPS", "memory OPS", "model inputshape")
-    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(dull)]
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(DULL)]
     return lines[-1][:300] if lines else "it said nothing"
 
 
@@ -139,9 +185,9 @@ def complaints(log: str) -> list[str]:
     return list(dict.fromkeys(line[:300] for line in lines if any(word in line for word in wanted)))[:20]
 
 
-def axis(surface: str, pattern: str) -> int | None:
+def axis(generated: str, pattern: str) -> int | None:
     """The batch axis that pnnx's generated Python gives one tensor."""
-    found = re.search(pattern, surface)
+    found = re.search(pattern, generated)
     return int(found.group(1)) if found and int(found.group(1)) != NO_AXIS else None
 
 

@@ -5,12 +5,17 @@
 #     "numpy==2.4.6",
 # ]
 # ///
-"""Quantize an ncnn model to INT8: what upstream's ncnn2table and ncnn2int8 do, in one step and without them.
+"""Make an ncnn model smaller: float16 weights, or INT8 as upstream's ncnn2table and ncnn2int8 do, without them.
 
-Request: ``files`` (.param, .bin with float32 weights), ``inputs`` (blob names), ``samples`` (tensor folder in
-ncnn's own shapes: the calibration data), ``threads``. Writes the two files under the same names.
+Request: ``files`` (.param, .bin with float32 weights), ``precision`` ("fp16" or "int8") and for INT8 ``inputs`` (blob
+names), ``samples`` (tensor folder in ncnn's own shapes: the calibration data), ``threads``. Writes the two files
+under the same names.
 
-The scheme is ncnn's own (its page "quantized-int8-inference"): Convolution, ConvolutionDepthWise and InnerProduct
+float16: pnnx can write it too, but flushes what is below 6.1e-5 to zero. PP-OCR's detector has a layer whose
+weights are nearly all below that, and its output became noise. Here such a layer stays float32, in the file and in
+the arithmetic.
+
+INT8: the scheme is ncnn's own (its page "quantized-int8-inference"): Convolution, ConvolutionDepthWise and InnerProduct
 get symmetric int8 weights with one scale per output channel (per group where the convolution is grouped) and
 one scale for their input blob; everything else stays float. Scales multiply: ``int8 = round(float * scale)``.
 
@@ -35,6 +40,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -43,6 +49,9 @@ HALF, INT8, SCALED = 0x01306B47, 0x000D4B38, 0x0002C056
 INT8_TERM = "8"
 FEATURE_MASK = "31"
 NO_WINOGRAD = 1 << 6
+NO_HALF = 0b11  # neither float16 arithmetic nor storage
+HALF_LARGEST, HALF_SMALLEST = 65504.0, 6.104e-5
+HALF_LOSS = 1e-5  # share of the weights' power: 50 dB
 ARRAY = -23300  # ids of array parameters count down from here
 
 BINS = 1 << 15
@@ -96,42 +105,75 @@ def main() -> None:
     layers = read_param(param_file.read_text("utf-8"))
     weights = np.memmap(weight_file, np.uint8, "r") if weight_file.stat().st_size else np.zeros(0, np.uint8)
     blocks = locate(layers, weights)
+    out = Path(request["out"])
+    make = halve if request["precision"] == "fp16" else quantize_all
+    with (out / weight_file.name).open("wb") as file:
+        result = make(request, layers, blocks, weights, file)
+    (out / param_file.name).write_text(write_param(layers))
+    (out / "result.json").write_text(json.dumps(result))
+
+
+def halve(request: dict, layers: list[Layer], blocks: list[list[Block]], weights: np.ndarray, file: BinaryIO) -> dict:
+    """Write the .bin with tagged arrays as float16. Returns the layers that stay float32."""
+    kept = []
+    for layer, arrays in zip(layers, blocks, strict=True):
+        tagged = [floats(block, weights) for block in arrays if block.tagged]
+        exact = all(fits_half(values) for values in tagged)
+        if not exact:
+            layer.params[FEATURE_MASK] = str(layer.int(int(FEATURE_MASK)) | NO_HALF)
+            kept.append(layer.name)
+        for block in arrays:
+            if block.tagged and exact:
+                data = floats(block, weights).astype(np.float16).tobytes()
+                file.write(HALF.to_bytes(4, "little") + data + bytes(-len(data) % 4))
+            else:
+                file.write(weights[block.start : block.end].tobytes())
+    return {"float32": kept}
+
+
+def fits_half(values: np.ndarray) -> bool:
+    """Whether float16 holds these numbers well enough when a reader takes its subnormal numbers for zero."""
+    size = np.abs(values)
+    if not np.isfinite(values).all() or size.max(initial=0.0) > HALF_LARGEST:
+        return False
+    lost = np.square(values[size < HALF_SMALLEST], dtype=np.float64).sum()
+    return bool(lost <= HALF_LOSS * np.square(values, dtype=np.float64).sum())
+
+
+def quantize_all(
+    request: dict, layers: list[Layer], blocks: list[list[Block]], weights: np.ndarray, file: BinaryIO
+) -> dict:
+    """Write the .bin in INT8 where the layer can be. Returns what became of which layer."""
     producers = {top: layer for layer in layers for top in layer.tops}
     wanted = {i: origin(layer.bottoms[0], producers) for i, layer in enumerate(layers) if quantizable(layer)}
     cuts: dict[str, set[int]] = {}
     for index, name in wanted.items():
         cuts.setdefault(name, set()).add(channels(layers[index]))
 
-    blobs = calibrate(request, [str(param_file), str(weight_file)], cuts) if wanted else {}
+    blobs = calibrate(request, cuts) if wanted else {}
     scales = {name: input_scale(name, blob) for name, blob in blobs.items()}
-    out = Path(request["out"])
-    no_winograd, fused = [], []
-    with (out / weight_file.name).open("wb") as file:
-        for index, layer in enumerate(layers):
-            if index not in wanted:
-                for block in blocks[index]:
-                    file.write(weights[block.start : block.end].tobytes())
-                continue
-            name = wanted[index]
-            small = not_negative(producers[name])
-            top = chained(layer, layers, wanted)
-            quantized = quantize(layer, blocks[index], weights, scales[name], blobs[name], not_negative=small)
-            file.write(quantized)
-            if layer.params.get(FEATURE_MASK):
-                no_winograd.append(layer.name)
-            if top is not None:
-                layer.params[INT8_TERM] = str(100 + layer.int(8))
-                file.write(np.float32(scales[top]).tobytes())
-                fused.append(layer.name)
-    (out / param_file.name).write_text(write_param(layers))
-    kept = [f"{layer.type} {layer.name}" for i, layer in enumerate(layers) if blocks[i] and i not in wanted]
-    result = {
+    no_winograd, chain = [], []
+    for index, layer in enumerate(layers):
+        if index not in wanted:
+            for block in blocks[index]:
+                file.write(weights[block.start : block.end].tobytes())
+            continue
+        name = wanted[index]
+        positive = not_negative(producers[name])
+        top = chained(layer, layers, wanted)
+        file.write(quantize(layer, blocks[index], weights, scales[name], blobs[name], not_negative=positive))
+        if layer.int(int(FEATURE_MASK)) & NO_WINOGRAD:
+            no_winograd.append(layer.name)
+        if top is not None:
+            layer.params[INT8_TERM] = str(100 + layer.int(8))
+            file.write(np.float32(scales[top]).tobytes())
+            chain.append(layer.name)
+    return {
         "quantized": [layers[i].name for i in wanted],
-        "float": kept,
-        "int8_outputs": fused,
+        "float": [f"{layer.type} {layer.name}" for i, layer in enumerate(layers) if blocks[i] and i not in wanted],
+        "int8_outputs": chain,
         "no_winograd": no_winograd,
     }
-    (out / "result.json").write_text(json.dumps(result))
 
 
 # The two files ------------------------------------------------------------------------------------------------
@@ -321,7 +363,7 @@ def floats(block: Block, weights: np.ndarray) -> np.ndarray:
 # Ranges -------------------------------------------------------------------------------------------------------
 
 
-def calibrate(request: dict, files: list[str], cuts: dict[str, set[int]]) -> dict[str, Blob]:
+def calibrate(request: dict, cuts: dict[str, set[int]]) -> dict[str, Blob]:
     """Run the float model on every sample and gather what is needed to know about the blobs in `cuts`."""
     os.environ["OMP_WAIT_POLICY"] = "passive"  # spinning beside other work made this five times slower
     import ncnn
@@ -331,7 +373,7 @@ def calibrate(request: dict, files: list[str], cuts: dict[str, set[int]]) -> dic
     opt.num_threads, opt.lightmode, opt.use_vulkan_compute = request.get("threads", 1), False, False
     opt.use_bf16_packed = opt.use_bf16_storage = False
     opt.use_fp16_packed = opt.use_fp16_storage = opt.use_fp16_arithmetic = False
-    if net.load_param(files[0]) != 0 or net.load_model(files[1]) != 0:
+    if net.load_param(request["files"][0]) != 0 or net.load_model(request["files"][1]) != 0:
         raise SystemExit("cannot be loaded by ncnn: see the lines above")
     blobs = {name: Blob() for name in cuts}
     for arrays in samples(request):

@@ -59,12 +59,12 @@ class Ncnn:
     int8: Literal["qdq", "own", "none"] = "own"
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
-        """INT8 starts from the float folder, so pnnx belongs to the float step's key."""
-        return ("quantize_ncnn", "run_ncnn") if precision is Precision.INT8 else ("onnx_to_ncnn", "run_ncnn")
+        """pnnx makes fp32; the others start from its files, so that it belongs to fp32's key alone."""
+        return ("onnx_to_ncnn", "run_ncnn") if precision is Precision.FP32 else ("quantize_ncnn", "run_ncnn")
 
     def base(self, precision: Precision) -> Precision | None:
-        """INT8 is made from the fp32 files; pnnx stores half weights itself."""
-        return Precision.FP32 if precision is Precision.INT8 else None
+        """fp16 and INT8 are made from the fp32 files (pnnx's own fp16 flushes small weights to zero)."""
+        return None if precision is Precision.FP32 else Precision.FP32
 
     def problems(self, model: Model, precision: Precision) -> list[Problem]:
         """Operators that certainly fail, tensors with too many axes, and nothing to quantize."""
@@ -83,12 +83,12 @@ class Ncnn:
         base: Path | None,
         out: Path,
     ) -> None:
-        """Write ``model.ncnn.param``, ``model.ncnn.bin`` and ``artifact.json``; loaded and run once before."""
-        if precision is Precision.INT8:
-            assert calibration is not None and base is not None
-            self._quantize(artifacts.read(base), calibration, out)
+        """Write ``model.ncnn.param``, ``model.ncnn.bin`` and ``artifact.json``; fp32 is loaded and run once before."""
+        if precision is not Precision.FP32:
+            assert base is not None
+            self._shrink(artifacts.read(base), precision, calibration, out)
             return
-        request = {"model": str(model.path), "half": precision is Precision.FP16}
+        request = {"model": str(model.path)}
         made = converter.convert("onnx_to_ncnn", request, out)
         param = _read_param(out / PARAM)
         draft = Artifact(
@@ -122,22 +122,23 @@ class Ncnn:
 
         return runtimes.spec("ncnn", target, layers)
 
-    def _quantize(self, base: Artifact, calibration: Calibration, out: Path) -> None:
+    def _shrink(self, base: Artifact, precision: Precision, calibration: Calibration | None, out: Path) -> None:
+        request: dict[str, Any] = {
+            "files": [str(base.folder / name) for name in base.files],
+            "precision": str(precision),
+        }
         with _workspace(out) as (samples, _):
-            for index, binding in enumerate(base.inputs):
-                _rewrite(calibration.path, samples, index, binding)
-            request = {
-                "files": [str(base.folder / name) for name in base.files],
-                "inputs": [binding.name for binding in base.inputs],
-                "samples": str(samples),
-                "threads": 1,
-            }
+            if precision is Precision.INT8:
+                assert calibration is not None
+                for index, binding in enumerate(base.inputs):
+                    _rewrite(calibration.path, samples, index, binding)
+                inputs = [binding.name for binding in base.inputs]
+                request |= {"inputs": inputs, "samples": str(samples), "threads": 1}
             facts = converter.convert("quantize_ncnn", request, out)
-        if not facts["quantized"]:
+        if precision is Precision.INT8 and not facts["quantized"]:
             problem = _nothing_to_quantize()
             raise Unsupported(problem.message, problem.hint)
-        layers = tuple(sorted({layer[0] for layer in _read_param(out / PARAM)}))
-        artifacts.write(replace(base, folder=out, layers=layers, facts={"precision": "int8", **facts}))
+        artifacts.write(replace(base, folder=out, facts={"precision": str(precision), **facts}))
 
 
 def _run(artifact: Artifact, samples: Path, out: Path, *, timed: int) -> dict[str, Any]:

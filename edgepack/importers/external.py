@@ -85,7 +85,9 @@ def check(found: list[External], folder: Path) -> list[str]:
         with open_inside(folder, entry) as stream:
             size = os.fstat(stream.fileno()).st_size
             end = size if entry.length is None else entry.offset + entry.length
-            if entry.offset > size or end > size:
+            if entry.offset > size:
+                raise _refuse(entry, f"the tensor starts at byte {entry.offset}, but the file has {size}")
+            if end > size:
                 raise _refuse(entry, f"bytes {entry.offset} to {end} are wanted, but the file has {size}")
     sums = {(entry.location, entry.checksum): entry for entry in found if entry.checksum is not None}
     for entry in sums.values():

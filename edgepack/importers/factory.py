@@ -38,22 +38,24 @@ def digest(source: str, own: Path, installed: Sequence[str]) -> str:
         # Only the factory itself may come from the installed packages.
         places = [str(own), *_with_path_files(installed)] if not seen else [str(own)]
         seen.add(name)
-        for path in _files(name, places):
-            files[f"{name}:{len(files)}:{path.name}"] = sha256_file(path)
+        for label, path in _files(name, places):
+            files[label] = sha256_file(path)
             waiting += _imports(path)
             if len(files) >= MOST_FILES:
                 return digest_of(files)
     return digest_of(files)
 
 
-def _files(name: str, places: Sequence[str]) -> Iterator[Path]:
+def _files(name: str, places: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The files of a top-level module or package, each with a label that says nothing of where it lies."""
     spec = importlib.machinery.PathFinder.find_spec(name, list(places))
     if spec is None:
         return
     for folder in spec.submodule_search_locations or ():
-        yield from sorted(Path(folder).rglob("*.py"))
+        for path in sorted(Path(folder).rglob("*.py")):
+            yield f"{name}/{path.relative_to(folder).as_posix()}", path
     if not spec.submodule_search_locations and spec.origin is not None and Path(spec.origin).is_file():
-        yield Path(spec.origin)
+        yield name, Path(spec.origin)
 
 
 def _imports(path: Path) -> set[str]:

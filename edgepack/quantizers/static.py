@@ -7,11 +7,9 @@ from pathlib import Path
 from edgepack.converter import convert
 from edgepack.types import Calibration, Model
 
-CLIP = 1e-4  # share of activation values that may saturate; see docs/decisions
-
 
 class StaticQuantizer:
-    """Per-channel int8 weights, uint8 activations; ranges leave out the rarest values."""
+    """Per-channel int8 weights, uint8 activations; ranges by trying how many rare values to leave out."""
 
     name = "static"
     version = "1"
@@ -28,7 +26,6 @@ class StaticQuantizer:
                 "model": str(model.path),
                 "samples": str(calibration.path),
                 "exclude": list(exclude),
-                "clip": CLIP,
             },
             out,
         )

@@ -31,4 +31,6 @@ def select(target: Target, engine: str) -> Compiler:
         if compiler is not None:
             return compiler
     advice = " ".join(filter(None, (toolchain.advice(target) for toolchain in found)))
-    raise ToolMissing(f"No C++ compiler for {target.name} ({target.arch}, {target.libc} {target.libc_version}).", advice)
+    raise ToolMissing(
+        f"No C++ compiler for {target.name} ({target.arch}, {target.libc} {target.libc_version}).", advice
+    )

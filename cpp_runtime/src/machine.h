@@ -1,4 +1,5 @@
-// The machine, as the commands see it. A test gives them another one.
+// The platform, as the commands see it. A test gives them another one.
+// Not called platform.h: ncnn has a header of that name.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +10,12 @@
 
 namespace edgepack {
 
-class Platform {
+class Machine {
  public:
-  Platform() = default;
-  Platform(const Platform&) = delete;
-  Platform& operator=(const Platform&) = delete;
-  virtual ~Platform() = default;
+  Machine() = default;
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+  virtual ~Machine() = default;
 
   // A clock that never goes back, in nanoseconds.
   virtual int64_t now_ns() = 0;
@@ -30,6 +31,6 @@ class Platform {
 };
 
 // The real one.
-Platform& this_machine();
+Machine& this_machine();
 
 }  // namespace edgepack

@@ -1,4 +1,4 @@
-#include "platform.h"
+#include "machine.h"
 
 #include <dirent.h>
 #include <sys/resource.h>
@@ -39,7 +39,7 @@ std::string read_proc(const char* path) {
   return text;
 }
 
-class ThisMachine final : public Platform {
+class ThisMachine final : public Machine {
  public:
   int64_t now_ns() override {
     timespec now{};
@@ -82,7 +82,7 @@ class ThisMachine final : public Platform {
 
 }  // namespace
 
-Platform& this_machine() {
+Machine& this_machine() {
   static ThisMachine machine;
   return machine;
 }

@@ -1,0 +1,298 @@
+// LiteRT (TensorFlow Lite) through the C interface that libLiteRt.so of ai-edge-litert 2.3.0 exports, with own
+// declarations: the package has no header. This interface changes between minor releases, and the library does not tell
+// its version, so it must be the one that the bundle was built with.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "edgepack/backend.h"
+#include "memory.h"
+#include "shared_library.h"
+
+namespace edgepack {
+namespace {
+
+using LiteRtStatus = int;
+constexpr LiteRtStatus kLiteRtOk = 0;
+constexpr int kCpu = 1;           // LiteRtHwAccelerators
+constexpr int kErrorsOnly = 3;    // LiteRtLogSeverity
+constexpr int kTagAccelerators = 24, kTagSeverity = 25;  // LiteRtEnvOptionTag
+constexpr int kAnyInteger = 2;    // LiteRtAnyType
+constexpr int kLiteRtMaxRank = 8;
+
+struct EnvironmentT;
+struct ModelT;
+struct OptionsT;
+struct OpaqueOptionsT;
+struct CompiledModelT;
+struct SignatureT;
+struct TensorT;
+struct TensorBufferT;
+
+struct EnvironmentOption {
+  int tag;
+  struct {
+    int type;
+    int64_t integer;
+  } value;
+};
+
+struct Layout {
+  unsigned int rank : 7;
+  unsigned int has_strides : 1;
+  int32_t dimensions[kLiteRtMaxRank];
+  uint32_t strides[kLiteRtMaxRank];
+};
+
+struct RankedTensorType {
+  int element_type;
+  Layout layout;
+};
+static_assert(sizeof(RankedTensorType) == 72, "the library writes 72 bytes");
+
+struct Api {
+  LiteRtStatus (*create_environment)(int, const EnvironmentOption*, EnvironmentT**);
+  void (*destroy_environment)(EnvironmentT*);
+  LiteRtStatus (*create_model_from_file)(EnvironmentT*, const char*, ModelT**);
+  void (*destroy_model)(ModelT*);
+  LiteRtStatus (*create_options)(OptionsT**);
+  void (*destroy_options)(OptionsT*);
+  LiteRtStatus (*set_accelerators)(OptionsT*, int);
+  LiteRtStatus (*create_opaque)(const char*, void*, void (*)(void*), OpaqueOptionsT**);
+  LiteRtStatus (*add_opaque)(OptionsT*, OpaqueOptionsT*);
+  LiteRtStatus (*create_compiled)(EnvironmentT*, ModelT*, OptionsT*, CompiledModelT**);
+  void (*destroy_compiled)(CompiledModelT*);
+  LiteRtStatus (*get_signature)(ModelT*, size_t, SignatureT**);
+  LiteRtStatus (*count_inputs)(SignatureT*, size_t*);
+  LiteRtStatus (*count_outputs)(SignatureT*, size_t*);
+  LiteRtStatus (*input_tensor)(SignatureT*, size_t, TensorT**);
+  LiteRtStatus (*output_tensor)(SignatureT*, size_t, TensorT**);
+  LiteRtStatus (*input_name)(SignatureT*, size_t, const char**);
+  LiteRtStatus (*output_name)(SignatureT*, size_t, const char**);
+  LiteRtStatus (*tensor_name)(TensorT*, const char**);
+  LiteRtStatus (*ranked_type)(TensorT*, RankedTensorType*);
+  LiteRtStatus (*input_requirements)(CompiledModelT*, size_t, size_t, void**);
+  LiteRtStatus (*output_requirements)(CompiledModelT*, size_t, size_t, void**);
+  LiteRtStatus (*create_buffer)(EnvironmentT*, const RankedTensorType*, void*, TensorBufferT**);
+  void (*destroy_buffer)(TensorBufferT*);
+  LiteRtStatus (*packed_size)(TensorBufferT*, size_t*);
+  LiteRtStatus (*lock)(TensorBufferT*, void**, int);
+  LiteRtStatus (*unlock)(TensorBufferT*);
+  LiteRtStatus (*run)(CompiledModelT*, size_t, size_t, TensorBufferT**, size_t, TensorBufferT**);
+
+  Status resolve(const SharedLibrary& library) {
+    EDGEPACK_TRY(library.find("LiteRtCreateEnvironment", &create_environment));
+    EDGEPACK_TRY(library.find("LiteRtDestroyEnvironment", &destroy_environment));
+    EDGEPACK_TRY(library.find("LiteRtCreateModelFromFile", &create_model_from_file));
+    EDGEPACK_TRY(library.find("LiteRtDestroyModel", &destroy_model));
+    EDGEPACK_TRY(library.find("LiteRtCreateOptions", &create_options));
+    EDGEPACK_TRY(library.find("LiteRtDestroyOptions", &destroy_options));
+    EDGEPACK_TRY(library.find("LiteRtSetOptionsHardwareAccelerators", &set_accelerators));
+    EDGEPACK_TRY(library.find("LiteRtCreateOpaqueOptions", &create_opaque));
+    EDGEPACK_TRY(library.find("LiteRtAddOpaqueOptions", &add_opaque));
+    EDGEPACK_TRY(library.find("LiteRtCreateCompiledModel", &create_compiled));
+    EDGEPACK_TRY(library.find("LiteRtDestroyCompiledModel", &destroy_compiled));
+    EDGEPACK_TRY(library.find("LiteRtGetModelSignature", &get_signature));
+    EDGEPACK_TRY(library.find("LiteRtGetNumSignatureInputs", &count_inputs));
+    EDGEPACK_TRY(library.find("LiteRtGetNumSignatureOutputs", &count_outputs));
+    EDGEPACK_TRY(library.find("LiteRtGetSignatureInputTensorByIndex", &input_tensor));
+    EDGEPACK_TRY(library.find("LiteRtGetSignatureOutputTensorByIndex", &output_tensor));
+    EDGEPACK_TRY(library.find("LiteRtGetSignatureInputName", &input_name));
+    EDGEPACK_TRY(library.find("LiteRtGetSignatureOutputName", &output_name));
+    EDGEPACK_TRY(library.find("LiteRtGetTensorName", &tensor_name));
+    EDGEPACK_TRY(library.find("LiteRtGetRankedTensorType", &ranked_type));
+    EDGEPACK_TRY(library.find("LiteRtGetCompiledModelInputBufferRequirements", &input_requirements));
+    EDGEPACK_TRY(library.find("LiteRtGetCompiledModelOutputBufferRequirements", &output_requirements));
+    EDGEPACK_TRY(library.find("LiteRtCreateManagedTensorBufferFromRequirements", &create_buffer));
+    EDGEPACK_TRY(library.find("LiteRtDestroyTensorBuffer", &destroy_buffer));
+    EDGEPACK_TRY(library.find("LiteRtGetTensorBufferPackedSize", &packed_size));
+    EDGEPACK_TRY(library.find("LiteRtLockTensorBuffer", &lock));
+    EDGEPACK_TRY(library.find("LiteRtUnlockTensorBuffer", &unlock));
+    return library.find("LiteRtRunCompiledModel", &run);
+  }
+};
+
+// TfLiteType
+struct TfLiteType {
+  int type;
+  edgepack_dtype dtype;
+};
+constexpr TfLiteType kTypes[] = {
+    {1, EDGEPACK_FLOAT32}, {2, EDGEPACK_INT32},    {3, EDGEPACK_UINT8},    {4, EDGEPACK_INT64},
+    {6, EDGEPACK_BOOL},    {7, EDGEPACK_INT16},    {9, EDGEPACK_INT8},     {10, EDGEPACK_FLOAT16},
+    {11, EDGEPACK_FLOAT64}, {13, EDGEPACK_UINT64}, {16, EDGEPACK_UINT32},  {17, EDGEPACK_UINT16},
+};
+
+// One side of the model: the engine's buffers in the signature's order, our memory in the descriptor's.
+struct Side {
+  std::vector<TensorBufferT*> buffers;
+  std::vector<size_t> order;  // the descriptor's tensor i is the signature's order[i]
+  std::vector<Buffer> memory;
+  std::vector<size_t> bytes;
+};
+
+class LiteRt final : public Backend {
+ public:
+  ~LiteRt() override {
+    for (Side* side : {&inputs_, &outputs_}) {
+      for (TensorBufferT* buffer : side->buffers) {
+        if (buffer != nullptr) api_.destroy_buffer(buffer);
+      }
+    }
+    if (compiled_ != nullptr) api_.destroy_compiled(compiled_);
+    if (options_ != nullptr) api_.destroy_options(options_);
+    if (model_ != nullptr) api_.destroy_model(model_);
+    if (environment_ != nullptr) api_.destroy_environment(environment_);
+  }
+
+  const char* name() const override { return "tflite"; }
+  std::string version() const override { return EDGEPACK_ENGINE_VERSION; }
+
+  Status load(const Descriptor& descriptor, const std::string& folder, const std::string& library,
+              int threads) override {
+    const std::string named = EDGEPACK_ENGINE_LIBRARY;
+    EDGEPACK_TRY(library_.open(library, named.empty() ? "libLiteRt.so" : named));
+    EDGEPACK_TRY(api_.resolve(library_));
+    EDGEPACK_TRY(create_environment());
+    const std::string path = folder + "/" + descriptor.files.front();
+    EDGEPACK_TRY(done(api_.create_model_from_file(environment_, path.c_str(), &model_), "load " + path));
+    EDGEPACK_TRY(set_options(threads));
+    EDGEPACK_TRY(done(api_.create_compiled(environment_, model_, options_, &compiled_), "prepare " + path));
+    SignatureT* signature = nullptr;
+    EDGEPACK_TRY(done(api_.get_signature(model_, 0, &signature), "read the signature of " + path));
+    EDGEPACK_TRY(connect(signature, descriptor.inputs, true, &inputs_));
+    return connect(signature, descriptor.outputs, false, &outputs_);
+  }
+
+  void* input(size_t index) override { return inputs_.memory[index].data(); }
+
+  Status run() override {
+    for (size_t i = 0; i < inputs_.order.size(); ++i) {
+      EDGEPACK_TRY(copy(inputs_.buffers[inputs_.order[i]], inputs_.memory[i].data(), inputs_.bytes[i], kWrite));
+    }
+    EDGEPACK_TRY(done(api_.run(compiled_, 0, inputs_.buffers.size(), inputs_.buffers.data(), outputs_.buffers.size(),
+                               outputs_.buffers.data()),
+                      "run the model"));
+    for (size_t i = 0; i < outputs_.order.size(); ++i) {
+      EDGEPACK_TRY(copy(outputs_.buffers[outputs_.order[i]], outputs_.memory[i].data(), outputs_.bytes[i], kRead));
+    }
+    return ok();
+  }
+
+  const void* output(size_t index) override { return outputs_.memory[index].data(); }
+
+ private:
+  enum Access { kRead = 0, kWrite = 1 };
+
+  // The processor only: LiteRT otherwise tries to load whatever libraries for other accelerators it finds.
+  Status create_environment() {
+    const EnvironmentOption options[] = {{kTagAccelerators, {kAnyInteger, kCpu}},
+                                         {kTagSeverity, {kAnyInteger, kErrorsOnly}}};
+    return done(api_.create_environment(2, options, &environment_), "start");
+  }
+
+  Status set_options(int threads) {
+    EDGEPACK_TRY(done(api_.create_options(&options_), "make options"));
+    EDGEPACK_TRY(done(api_.set_accelerators(options_, kCpu), "choose the processor"));
+    // XNNPACK's options are a TOML text that LiteRT frees.
+    const std::string text = "num_threads = " + std::to_string(threads) + "\n";
+    auto* payload = static_cast<char*>(std::malloc(text.size() + 1));
+    if (payload == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine's options"};
+    std::memcpy(payload, text.c_str(), text.size() + 1);
+    OpaqueOptionsT* opaque = nullptr;
+    EDGEPACK_TRY(done(api_.create_opaque("xnnpack", payload, std::free, &opaque), "make XNNPACK's options"));
+    return done(api_.add_opaque(options_, opaque), "set XNNPACK's options");
+  }
+
+  // Make the engine's buffers and find the descriptor's tensors among the signature's, by name.
+  Status connect(SignatureT* signature, const std::vector<Tensor>& tensors, bool in, Side* side) {
+    size_t count = 0;
+    EDGEPACK_TRY(done((in ? api_.count_inputs : api_.count_outputs)(signature, &count), "count the tensors"));
+    side->buffers.assign(count, nullptr);
+    side->order.assign(tensors.size(), count);
+    side->memory.resize(tensors.size());
+    for (const Tensor& tensor : tensors) side->bytes.push_back(tensor.engine_bytes);
+    for (size_t index = 0; index < count; ++index) {
+      TensorT* found = nullptr;
+      const char* tensor_name = nullptr;
+      const char* signature_name = nullptr;
+      RankedTensorType type{};
+      EDGEPACK_TRY(done((in ? api_.input_tensor : api_.output_tensor)(signature, index, &found), "find a tensor"));
+      EDGEPACK_TRY(done(api_.tensor_name(found, &tensor_name), "name a tensor"));
+      EDGEPACK_TRY(done((in ? api_.input_name : api_.output_name)(signature, index, &signature_name), "name a tensor"));
+      EDGEPACK_TRY(done(api_.ranked_type(found, &type), "describe a tensor"));
+      EDGEPACK_TRY(make_buffer(index, type, in, &side->buffers[index]));
+      for (size_t i = 0; i < tensors.size(); ++i) {
+        if (tensors[i].engine_name != tensor_name && tensors[i].engine_name != signature_name) continue;
+        EDGEPACK_TRY(check(tensors[i], type, side->buffers[index]));
+        side->order[i] = index;
+      }
+    }
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (side->order[i] == count) {
+        return {EDGEPACK_ENGINE_ERROR, "the model has no tensor " + printable(tensors[i].engine_name)};
+      }
+      if (!side->memory[i].allocate(tensors[i].engine_bytes)) {
+        return {EDGEPACK_OUT_OF_MEMORY, "no memory for " + printable(tensors[i].name)};
+      }
+    }
+    if (!in || count == tensors.size()) return ok();
+    return {EDGEPACK_ENGINE_ERROR, "the model has " + std::to_string(count) + " inputs, variant.txt lists " +
+                                       std::to_string(tensors.size())};
+  }
+
+  Status make_buffer(size_t index, const RankedTensorType& type, bool in, TensorBufferT** buffer) {
+    void* requirements = nullptr;  // belongs to the compiled model
+    const auto get = in ? api_.input_requirements : api_.output_requirements;
+    EDGEPACK_TRY(done(get(compiled_, 0, index, &requirements), "size a tensor"));
+    return done(api_.create_buffer(environment_, &type, requirements, buffer), "make a tensor");
+  }
+
+  Status check(const Tensor& tensor, const RankedTensorType& type, TensorBufferT* buffer) {
+    for (const TfLiteType& entry : kTypes) {
+      if (entry.type != type.element_type) continue;
+      const size_t rank = type.layout.rank;
+      if (rank > kLiteRtMaxRank) break;
+      EDGEPACK_TRY(
+          check_engine_tensor(tensor, entry.dtype, Shape(type.layout.dimensions, type.layout.dimensions + rank)));
+      size_t size = 0;
+      EDGEPACK_TRY(done(api_.packed_size(buffer, &size), "size a tensor"));
+      if (size == tensor.engine_bytes) return ok();
+      return {EDGEPACK_ENGINE_ERROR, printable(tensor.engine_name) + " has " + std::to_string(size) + " bytes, not " +
+                                         std::to_string(tensor.engine_bytes)};
+    }
+    return {EDGEPACK_ENGINE_ERROR, printable(tensor.engine_name) + " has a type that edgepack can't handle"};
+  }
+
+  Status copy(TensorBufferT* buffer, void* memory, size_t bytes, Access access) {
+    void* mapped = nullptr;
+    EDGEPACK_TRY(done(api_.lock(buffer, &mapped, access), "lock a tensor"));
+    if (access == kWrite) {
+      std::memcpy(mapped, memory, bytes);
+    } else {
+      std::memcpy(memory, mapped, bytes);
+    }
+    return done(api_.unlock(buffer), "unlock a tensor");
+  }
+
+  static Status done(LiteRtStatus status, const std::string& what) {
+    if (status == kLiteRtOk) return ok();
+    return {EDGEPACK_ENGINE_ERROR,
+            "LiteRT could not " + what + " (status " + std::to_string(status) + "; its own words are above on stderr)"};
+  }
+
+  SharedLibrary library_;
+  Api api_{};
+  EnvironmentT* environment_ = nullptr;
+  ModelT* model_ = nullptr;
+  OptionsT* options_ = nullptr;
+  CompiledModelT* compiled_ = nullptr;
+  Side inputs_, outputs_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend() { return std::unique_ptr<Backend>(new (std::nothrow) LiteRt); }
+
+}  // namespace edgepack

@@ -1,0 +1,169 @@
+"""ncnn's source tree: unpacked safely, and compiled with no more layers and instruction sets than are needed.
+
+A layer is often made of others: convolutions make their activation, attention makes Gemm and Softmax, and
+x86's INT8 convolution calls into Gemm's code. `close` finds that in the sources themselves, because a layer
+that is left out by mistake is a null pointer on the device.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from edgepack.errors import IntegrityError, VariantError
+from edgepack.types import Precision, Target
+
+# ncnn makes these by itself, wherever the .param doesn't name them: layout and type conversion, borders, INT8.
+IMPLICIT = (
+    "Cast", "Clip", "Crop", "Dequantize", "Flatten", "Input", "Packing", "Padding", "Quantize", "Requantize",
+    "Reshape", "Split",
+)  # fmt: skip
+FOLDERS = {"aarch64": "arm", "armhf": "arm", "x86_64": "x86", "riscv64": "riscv"}
+LAYERS = "-DEDGEPACK_NCNN_LAYERS="
+_PARTS = ("CMakeLists.txt", "LICENSE.txt", "cmake", "src")
+_CREATE = re.compile(r"\bcreate_layer(?:_cpu)?\s*\(\s*(?:ncnn::)?LayerType::(\w+)")
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
+_X86 = ("AVX", "FMA", "F16C", "AVX2", "AVX512", "AVX512VNNI")
+_X86_OTHER = ("FMA4", "XOP", "AVXVNNI", "AVXVNNIINT8", "AVXVNNIINT16", "AVXNECONVERT", "AVX512BF16", "AVX512FP16")
+
+
+def arguments(target: Target, layers: Iterable[str]) -> tuple[str, ...]:
+    """CMake arguments for ncnn on `target`: options, instruction sets, and the wanted layers for `layer_arguments`."""
+    options = {
+        # Its own small thread pool: libgomp and libomp are not there on every target, and this one links statically.
+        "NCNN_OPENMP": True,
+        "NCNN_SIMPLEOMP": True,
+        "NCNN_THREADS": True,
+        # No variant of ours is bf16, and g++ 12 can't compile its kernels for 32-bit Arm.
+        "NCNN_BF16": False,
+        "NCNN_INT8": Precision.INT8 in target.precisions,
+        "NCNN_C_API": False,
+        "NCNN_PIXEL": False,
+        "NCNN_PIXEL_ROTATE": False,
+        "NCNN_PIXEL_AFFINE": False,
+        "NCNN_PIXEL_DRAWING": False,
+        "NCNN_PLATFORM_API": False,
+        # The profile says which instructions every core has, so there is nothing to find out on the device.
+        "NCNN_RUNTIME_CPU": False,
+        **_instructions(target.arch, set(target.cpu_features)),
+    }
+    flags = [f"-D{name}={'ON' if on else 'OFF'}" for name, on in sorted(options.items())]
+    return (*flags, f"{LAYERS}{';'.join(sorted(set(layers)))}")
+
+
+def layer_arguments(arguments: Iterable[str], source: Path, arch: str) -> list[str]:
+    """`arguments` with the wanted layers turned into one ``-DWITH_LAYER_x`` each, for ncnn's tree `source`."""
+    result = []
+    for argument in arguments:
+        if not argument.startswith(LAYERS):
+            result.append(argument)
+            continue
+        wanted = [name for name in argument.removeprefix(LAYERS).split(";") if name]
+        kept = close(source, arch, wanted)
+        result += [f"-DWITH_LAYER_{name.lower()}={'ON' if name in kept else 'OFF'}" for name in known_layers(source)]
+    return result
+
+
+def known_layers(source: Path) -> list[str]:
+    """Every layer type that the tree can build, in its own order."""
+    return re.findall(r"^ncnn_add_layer\((\w+)", (source / "src" / "CMakeLists.txt").read_text(), re.M)
+
+
+def close(source: Path, arch: str, wanted: Iterable[str]) -> frozenset[str]:
+    """`wanted` with the implicit layers and all that their code makes or calls; all layers when nothing is wanted.
+
+    Raises `VariantError` for a layer that this ncnn doesn't know.
+    """
+    known = known_layers(source)
+    asked = list(wanted)
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise VariantError(f"The ncnn that edgepack compiles has no layer {', '.join(unknown)}.")
+    if not asked:
+        return frozenset(known)
+    kept: set[str] = set()
+    todo = [*asked, *IMPLICIT]
+    while todo:
+        name = todo.pop()
+        if name not in kept:
+            kept.add(name)
+            todo += _uses(source / "src", FOLDERS[arch], name, known)
+    return frozenset(kept)
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack what is needed of ncnn's sdist below `folder` and return the tree. Raises `IntegrityError`."""
+    top = ""
+    try:
+        with tarfile.open(archive) as sdist:
+            for entry in sdist:
+                path = PurePosixPath(entry.name)
+                if path.is_absolute() or ".." in path.parts:
+                    raise IntegrityError(f"{archive.name} holds a path that leaves its folder: {entry.name!r}.")
+                if entry.isdir() or len(path.parts) < 2 or path.parts[1] not in _PARTS:
+                    continue
+                if not entry.isreg():
+                    raise IntegrityError(f"{archive.name} holds {entry.name!r}, which is not a regular file.")
+                top = path.parts[0]
+                stream = sdist.extractfile(entry)
+                assert stream is not None
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(stream.read())
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise IntegrityError(f"{archive} can't be unpacked: {error}.", "Remove the file.") from error
+    if not (folder / top / "src" / "CMakeLists.txt").is_file():
+        raise IntegrityError(f"{archive.name} is not ncnn's source: it has no src/CMakeLists.txt.")
+    return folder / top
+
+
+def _instructions(arch: str, has: set[str]) -> dict[str, bool]:
+    if arch == "aarch64":
+        half = "asimdhp" in has
+        dot, fml = half and "asimddp" in has, half and "asimdfhm" in has
+        return {
+            "NCNN_ARM82": half,
+            "NCNN_ARM82DOT": dot,
+            "NCNN_ARM82FP16FML": fml,
+            "NCNN_ARM84BF16": False,
+            "NCNN_ARM84I8MM": dot and fml and "i8mm" in has,
+            "NCNN_ARM86SVE": False,  # a third of the compile time, and no profile has it on every core
+        }
+    if arch == "armhf":
+        return {"NCNN_VFPV4": bool(has & {"vfpv4", "neon-vfpv4"})}
+    if arch == "riscv64":
+        vector = "v" in has
+        return {"NCNN_RVV": vector, "NCNN_XTHEADVECTOR": False, "NCNN_ZFH": "zfh" in has, "NCNN_ZVFH": "zvfh" in has}
+    avx512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"} <= has
+    fma = {"avx", "fma", "f16c"} <= has
+    on = {
+        "AVX": "avx" in has,
+        "FMA": fma,
+        "F16C": fma,
+        "AVX2": fma and "avx2" in has,
+        "AVX512": fma and avx512 and "avx2" in has,
+        "AVX512VNNI": fma and avx512 and "avx512_vnni" in has,
+    }
+    return {f"NCNN_{name}": on.get(name, False) for name in (*_X86, *_X86_OTHER)}
+
+
+def _uses(src: Path, folder: str, name: str, known: list[str]) -> set[str]:
+    """Layer types that the code of one layer creates, or whose own functions it calls."""
+    low = name.lower()
+    todo = [*(src / "layer").glob(f"{low}.*"), *(src / "layer" / folder).glob(f"{low}_{folder}*.*")]
+    seen: set[Path] = set()
+    found: set[str] = set()
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        text = path.read_text(errors="replace")
+        found.update(_CREATE.findall(text))
+        found.update(word for word in re.findall(rf"\b([A-Z]\w*?)_{folder}\w*", text) if word in known)
+        for included in _INCLUDE.findall(text):
+            places = (path.parent / included, src / "layer" / included, src / "layer" / folder / included)
+            todo += [place.resolve() for place in places if place.is_file()][:1]
+    return (found & set(known)) - {name}

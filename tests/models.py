@@ -1,0 +1,73 @@
+"""Small models made on the spot, with the shapes of real ones: convolution, activation, pooling, classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HOSTILE = 'x");system("touch canary");("\n#include "/etc/passwd"\n*/ {{7*7}} ${x} ??/'
+
+
+def tiny_classifier(
+    path: Path,
+    *,
+    input_name: str = "image",
+    output_name: str = "scores",
+    batch: int | str = 1,
+    opset: int = 17,
+    poison: bool = False,
+) -> Path:
+    """1x3x16x16 -> 1x10: two convolutions, a pooling and a fully connected layer, seeded weights."""
+    random = np.random.default_rng(7)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        values = (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        if poison and name == "w2":
+            values.flat[0] = np.nan
+        return numpy_helper.from_array(values, name)
+
+    nodes = [
+        helper.make_node("Conv", [input_name, "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2", pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], [output_name], name="classifier", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch, 3, 16, 16])],
+        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [batch, 10])],
+        [
+            weights("w1", 8, 3, 3, 3), weights("b1", 8),
+            weights("w2", 16, 8, 3, 3), weights("b2", 16),
+            weights("w3", 10, 16), weights("b3", 10),
+        ],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def samples(path: Path, *, input_name: str = "image", count: int = 40, seed: int = 3) -> Path:
+    """An .npz of smooth random images for `tiny_classifier`: [count, 3, 16, 16] float32."""
+    random = np.random.default_rng(seed)
+    coarse = random.standard_normal((count, 3, 4, 4)).astype(np.float32)
+    smooth = coarse.repeat(4, axis=2).repeat(4, axis=3) + 0.1 * random.standard_normal((count, 3, 16, 16))
+    write_npz(path, {input_name: smooth.astype(np.float32)})
+    return path
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """numpy.savez for any key."""
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, array)

@@ -1,0 +1,265 @@
+"""The quantizer's arithmetic and its walk through .param and .bin, on files made by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import edgepack
+
+
+def _script() -> ModuleType:
+    path = Path(edgepack.__file__).parent / "converters" / "quantize_ncnn.py"
+    spec = importlib.util.spec_from_file_location("quantize_ncnn", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["quantize_ncnn"] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+q = _script()
+RNG = np.random.default_rng(3)
+
+
+def layer(kind: str, *params: str, bottoms: int = 1) -> str:
+    return f"{kind} l {bottoms} 1 {' '.join(f'b{i}' for i in range(bottoms))} t {' '.join(params)}"
+
+
+def counts(line: str) -> list[tuple[int, bool]]:
+    parsed = q._layer(line)
+    return [(block.count, block.tagged) for block in q.WEIGHTED[parsed.type](parsed)]
+
+
+def tagged(values: np.ndarray, tag: int = 0) -> bytes:
+    return tag.to_bytes(4, "little") + values.tobytes() + bytes(-values.nbytes % 4)
+
+
+def blob(*arrays: np.ndarray, cuts: set[int] | None = None) -> object:
+    found = q.Blob()
+    for array in arrays:
+        q.observe(found, np.asarray(array, np.float32), cuts or set())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (layer("Convolution", "0=8", "1=3", "5=1", "6=216"), [(216, True), (8, False)]),
+        (layer("Convolution", "0=8", "1=3", "6=216"), [(216, True)]),
+        (layer("Convolution", "0=8", "19=1", bottoms=2), []),
+        (layer("Deconvolution", "0=8", "5=1", "6=16", "19=1"), [(16, True), (8, False)]),
+        (layer("Deconvolution", "0=8", "5=1", "6=16", "28=1"), []),
+        (layer("InnerProduct", "0=10", "1=1", "2=50"), [(50, True), (10, False)]),
+        (layer("Embed", "0=4", "1=7", "2=0", "3=28"), [(28, True)]),
+        (layer("BatchNorm", "0=6"), [(6, False)] * 4),
+        (layer("PReLU", "0=6"), [(6, False)]),
+        (layer("Scale", "0=6", "1=1"), [(6, False)] * 2),
+        (layer("Scale", "0=-233", bottoms=2), []),
+        (layer("LayerNorm", "0=6", "1=1e-5"), [(6, False)] * 2),
+        (layer("LayerNorm", "0=6", "2=0"), []),
+        (layer("GroupNorm", "0=2", "1=6"), [(6, False)] * 2),
+        (layer("RMSNorm", "0=6"), [(6, False)]),
+        (layer("LSTM", "0=5", "1=60", "2=0"), [(60, True), (20, True), (100, True)]),
+        (layer("LSTM", "0=5", "1=96", "3=8"), [(96, True), (32, True), (160, True), (40, True)]),
+        (layer("GRU", "0=5", "1=90", "2=2"), [(90, True), (40, True), (150, True)]),
+        (layer("RNN", "0=5", "1=15"), [(15, True), (5, True), (25, True)]),
+        (layer("Gemm", "5=1", "6=1", "8=3", "9=4", "10=4"), [(12, True), (3, True)]),
+        (layer("Gemm", "5=1", "6=1", "8=3", "9=4", "10=-1"), [(12, True)]),
+        (layer("MultiHeadAttention", "0=4", "1=2", "2=16"), [(16, True), (4, False)] * 4),
+        (layer("MemoryData", "0=3", "1=4", "2=5"), [(60, False)]),
+        (layer("MemoryData", "0=3", "21=0"), [(3, True)]),
+        (layer("Padding", "6=3"), [(3, False)]),
+        (layer("Padding", "0=1"), []),
+    ],
+)
+def test_the_arrays_of_each_layer_are_those_that_ncnn_reads(line: str, wanted: list[tuple[int, bool]]) -> None:
+    assert counts(line) == wanted
+
+
+def test_every_layer_of_ncnn_is_known_once() -> None:
+    assert not set(q.WEIGHTED) & q.WEIGHTLESS
+    assert len(q.WEIGHTED) + len(q.WEIGHTLESS) > 100
+
+
+def test_a_param_file_that_is_not_touched_keeps_its_meaning() -> None:
+    text = (
+        '7767517\n3 4\nInput in0 0 1 in0\nSplit s 1 2 in0 a b\nReshape r 1 1 a c 6="*(0w,2)" -23310=2,0.0,6.0 2=1e-05\n'
+    )
+    written = q.write_param(q.read_param(text))
+    assert [line.split() for line in written.splitlines()] == [line.split() for line in text.splitlines()]
+
+
+def test_raw_and_half_arrays_are_walked_exactly() -> None:
+    layers = q.read_param("7767517\n2 2\n" + layer("InnerProduct", "0=1", "1=1", "2=3") + "\n" + layer("PReLU", "0=2"))
+    weights = np.array([1.5, -2.0, 0.25], np.float16)
+    content = tagged(weights, q.HALF) + np.array([7.0, 8.0, 9.0], np.float32).tobytes()
+    data = np.frombuffer(content, np.uint8)
+    blocks = q.locate(layers, data)
+    assert q.floats(blocks[0][0], data).tolist() == [1.5, -2.0, 0.25]
+    assert q.floats(blocks[0][1], data).tolist() == [7.0]
+    assert q.floats(blocks[1][0], data).tolist() == [8.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("line", "content", "message"),
+    [
+        (layer("Custom", "0=1"), b"", "type Custom"),
+        (layer("PReLU", "0=2"), bytes(4), "ends inside the weights of l"),
+        (layer("PReLU", "0=2"), bytes(12), "12 bytes, but its layers need 8"),
+        (layer("InnerProduct", "0=1", "2=4"), tagged(np.zeros(4, np.int8), q.INT8), "tag 0x000d4b38"),
+        (layer("InnerProduct", "0=1", "2=4", "8=2"), b"", "quantized already"),
+        (layer("Gemm", "18=2"), b"", "quantized already"),
+    ],
+)
+def test_a_bin_that_does_not_fit_is_refused_by_name(line: str, content: bytes, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        q.locate(q.read_param(f"7767517\n1 1\n{line}\n"), np.frombuffer(content, np.uint8))
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=200))
+def test_the_range_covers_the_asked_share_and_is_tight_to_one_percent(values: list[float]) -> None:
+    array = np.abs(np.array(values, np.float32))
+    limit = q.percentile(blob(array).counts[: q.INFINITE], 100.0)  # type: ignore[attr-defined]
+    largest = float(array.max())
+    assert limit >= largest
+    assert limit <= largest * 1.01 + 1e-38
+
+
+def test_histograms_do_not_depend_on_the_order_of_the_samples() -> None:
+    arrays = [RNG.normal(0, 10.0**k, 50) for k in range(4)]
+    assert (blob(*arrays).counts == blob(*reversed(arrays)).counts).all()  # type: ignore[attr-defined]
+
+
+def test_an_outlier_does_not_set_the_range() -> None:
+    values = np.append(RNG.uniform(-1, 1, 99_999), 1000.0)
+    assert q.input_scale("x", blob(values)) == pytest.approx(127, rel=0.01)
+
+
+def test_a_blob_of_zeros_gets_a_finite_factor() -> None:
+    assert q.input_scale("x", blob(np.zeros(10))) == 1.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_infinite_and_nan_activations_are_refused_with_the_blobs_name(bad: float) -> None:
+    with pytest.raises(SystemExit, match="blob x7"):
+        q.input_scale("x7", blob(np.array([1.0, bad])))
+
+
+def _quantize(
+    line: str, weights: np.ndarray, bias: np.ndarray | None, mean: np.ndarray
+) -> tuple[object, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the layer, and weights (as float again), bias and weight factors read back from the bytes."""
+    parsed = q._layer(line)
+    content = tagged(weights.astype(np.float32)) + (b"" if bias is None else bias.astype(np.float32).tobytes())
+    data = np.frombuffer(content, np.uint8)
+    blocks = q.locate([parsed], data)[0]
+    seen = blob(mean.reshape(len(mean), 1, 1), cuts={q.channels(parsed)})
+    written = q.quantize(parsed, blocks, data, 2.0, seen, not_negative=False)
+    assert written[:4] == q.INT8.to_bytes(4, "little")
+    rows = parsed.int(7, 1) if parsed.type == "ConvolutionDepthWise" else parsed.int(0)
+    integers = np.frombuffer(written, np.int8, weights.size, 4)
+    rest = np.frombuffer(written, np.float32, offset=4 + (weights.size + 3) // 4 * 4)
+    outputs = parsed.int(0)
+    assert len(rest) == outputs + rows + 1 and rest[-1] == 2.0
+    factors = rest[outputs:-1]
+    floats = integers.reshape(rows, -1) / factors[:, None]
+    return parsed, floats.reshape(weights.shape), rest[:outputs], factors
+
+
+def test_weights_use_the_whole_int8_range_of_each_channel() -> None:
+    weights = RNG.normal(0, 1, (4, 2, 3, 3)) * np.array([1, 10, 0.01, 0]).reshape(4, 1, 1, 1)
+    parsed, back, _, factors = _quantize(layer("Convolution", "0=4", "1=3", "6=72"), weights, None, np.zeros(2))
+    assert (np.abs(back - weights).max(axis=(1, 2, 3)) <= 0.5001 / factors).all()  # half a step
+    assert (factors * np.abs(weights).max(axis=(1, 2, 3)))[:3] == pytest.approx(127, rel=1e-4)
+    assert factors[3] == 1.0  # the dead channel
+    assert parsed.params["8"] == "2" and parsed.params["5"] == "1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("line", "shape", "groups"),
+    [
+        (layer("Convolution", "0=6", "1=3", "5=1", "6=216"), (6, 4, 3, 3), 1),
+        (layer("ConvolutionDepthWise", "0=6", "1=3", "5=1", "6=54", "7=6"), (6, 1, 3, 3), 6),
+        (layer("ConvolutionDepthWise", "0=6", "1=3", "5=1", "6=108", "7=2"), (6, 2, 3, 3), 2),
+        (layer("InnerProduct", "0=6", "1=1", "2=24"), (6, 4), 1),
+    ],
+)
+def test_the_corrected_bias_gives_each_channel_the_mean_it_had(line: str, shape: tuple[int, ...], groups: int) -> None:
+    weights, bias = RNG.normal(0, 1, shape), RNG.normal(0, 1, 6)
+    inputs = shape[1] * groups
+    mean = RNG.normal(3, 2, inputs).astype(np.float32)
+
+    def output(w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        per_input = w.reshape(groups, 6 // groups, shape[1], -1).sum(axis=3)
+        return np.einsum("goc,gc->go", per_input, mean.reshape(groups, -1)).reshape(-1) + b
+
+    _, back, corrected, _ = _quantize(line, weights, bias, mean)
+    assert output(back, corrected) == pytest.approx(output(weights, bias), abs=1e-4)
+    assert output(back, bias) != pytest.approx(output(weights, bias), abs=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_broken_weights_are_refused_with_the_layers_name(bad: float) -> None:
+    with pytest.raises(SystemExit, match="layer l has infinite or NaN weights"):
+        _quantize(layer("InnerProduct", "0=1", "2=4"), np.array([[1, 2, bad, 4]]), None, np.zeros(4))
+
+
+@pytest.mark.parametrize(("inputs", "masked"), [(16, False), (64, True)])
+def test_winograd_is_switched_off_only_where_its_sums_could_overflow(inputs: int, masked: bool) -> None:
+    weights = np.ones((8, inputs, 3, 3))
+    line = layer("Convolution", "0=8", "1=3", f"6={weights.size}")
+    parsed, *_ = _quantize(line, weights, None, np.zeros(inputs))
+    assert (parsed.params.get("31") == "64") is masked  # type: ignore[attr-defined]
+
+
+def _chain(text: str) -> dict[str, str | None]:
+    layers = q.read_param("7767517\n0 0\n" + text)
+    producers = {top: parsed for parsed in layers for top in parsed.tops}
+    wanted = {i: q.origin(p.bottoms[0], producers) for i, p in enumerate(layers) if q.quantizable(p)}
+    return {layers[i].name: q.chained(layers[i], layers, wanted) for i in wanted}
+
+
+CONV = "Convolution {} 1 1 {} {} 0=1 1=1 6=1\n"
+INPUT = "Input in0 0 1 in0\n"
+
+
+def test_a_convolution_hands_on_int8_only_to_convolutions() -> None:
+    assert _chain(INPUT + CONV.format("a", "in0", "x") + CONV.format("b", "x", "out0")) == {"a": "x", "b": None}
+    relu = "ReLU r 1 1 x y\n"
+    assert _chain(INPUT + CONV.format("a", "in0", "x") + relu + CONV.format("b", "y", "out0"))["a"] is None
+
+
+def test_every_copy_of_a_blob_must_go_to_a_convolution() -> None:
+    split = "Split s 1 2 x x1 x2\n"
+    start = INPUT + CONV.format("a", "in0", "x") + split + CONV.format("b", "x1", "out0")
+    assert _chain(start + CONV.format("c", "x2", "out1"))["a"] == "x"
+    assert _chain(start + "ReLU r 1 1 x2 out1\n")["a"] is None
+    assert _chain(start)["a"] is None  # x2 is an output of the model
+
+
+def test_float16_is_refused_for_weights_that_it_would_flush_or_overflow() -> None:
+    assert q.fits_half(RNG.normal(0, 0.1, 1000).astype(np.float32))
+    assert q.fits_half(np.array([1.0, 1e-9, 0.0], np.float32))
+    assert not q.fits_half(RNG.normal(0, 1e-5, 1000).astype(np.float32))
+    assert not q.fits_half(np.array([70000.0], np.float32))
+    assert q.fits_half(np.zeros(3, np.float32))
+
+
+def test_halving_keeps_a_layer_that_does_not_fit_out_of_float16_arithmetic() -> None:
+    lines = layer("InnerProduct", "0=1", "2=3"), layer("InnerProduct", "0=1", "2=3")
+    layers = q.read_param("7767517\n2 2\n" + "\n".join(lines))
+    good, bad = np.array([1, 2, 3], np.float32), np.array([1, 2, 3], np.float32) * 1e-6
+    data = np.frombuffer(tagged(good) + tagged(bad), np.uint8)
+    file = BytesIO()
+    assert q.halve({}, layers, q.locate(layers, data), data, file) == {"float32": ["l"]}
+    assert file.getvalue() == tagged(good.astype(np.float16), q.HALF) + tagged(bad)
+    assert [parsed.params.get("31") for parsed in layers] == [None, "3"]
