@@ -8,9 +8,7 @@ written with plain writes, not through a memory map: on a full disk a map ends i
 from __future__ import annotations
 
 import math
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,14 +153,8 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CalibrationError(f"{path} can't be read: {error.strerror or error}.", "Check the path.") from error
-    except (
-        ValueError,
-        EOFError,
-        RuntimeError,  # an encrypted zip
-        NotImplementedError,  # a zip's exotic compression
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-    ) as error:
+    except (CalibrationError, MemoryError):
+        raise
+    except Exception as error:  # zipfile's, zlib's and numpy's parsers raise whatever a damaged file leads them to
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CalibrationError(f"{path} can't be used: {reason}.", CURE_FILE) from error

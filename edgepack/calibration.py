@@ -10,25 +10,24 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgepack import arrays, log, preprocess
+from edgepack import arrays, lint, log, preprocess
 from edgepack import synthetic as made_up
 from edgepack.arrays import ArrayFile
 from edgepack.cache import sha256_file, sha256_text
 from edgepack.errors import CalibrationError, OutOfSpace
+from edgepack.lint import Seen, check_declared, check_varied, declared_for
 from edgepack.types import Preprocess, TensorSpec
 
 Array = npt.NDArray[Any]
-ANY_INPUT = "*"
-FEW = 16  # below this many samples INT8 ranges and figures of accuracy are guesses
-SLACK = 0.05  # how far outside the declared range arrays may lie, as a share of it
-NARROW = 0.02  # arrays that fill less than this share of the declared range are on another scale
 
 
 def gather(
@@ -45,7 +44,7 @@ def gather(
     axis where that is 1. Raises `CalibrationError` for data that can't be this model's inputs; `out` is then
     incomplete.
     """
-    _check_declared(inputs, preprocess)
+    check_declared(inputs, preprocess)
     out.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         return _gather_images(source, inputs, preprocess, out, limit)
@@ -80,7 +79,7 @@ def synthetic(inputs: tuple[TensorSpec, ...], preprocess: Mapping[str, Preproces
     """
     out.mkdir(parents=True, exist_ok=True)
     for index, spec in enumerate(inputs):
-        how = _declared(spec, inputs, preprocess)
+        how = declared_for(spec, inputs, preprocess)
         rows = (made_up.sample(spec, how, np.random.default_rng([index, number])) for number in range(count))
         arrays.write_rows(out / f"{index}.npy", spec.dtype, spec.shape, count, rows)
 
@@ -110,7 +109,7 @@ def code_digest() -> str:
     """SHA-256 over what turns the user's data into samples: these modules, numpy and Pillow."""
     from PIL import __version__ as pillow
 
-    own = [Path(str(module.__file__)) for module in (arrays, preprocess, made_up)]
+    own = [Path(str(module.__file__)) for module in (arrays, lint, preprocess, made_up)]
     sources = [sha256_file(path) for path in (Path(__file__), *own)]
     return sha256_text("\n".join([*sources, np.__version__, pillow]))
 
@@ -136,7 +135,7 @@ def _gather_images(
             "Give an .npz with one array per input, named like the inputs.",
         )
     spec = inputs[0]
-    how = _declared(spec, inputs, declared)
+    how = declared_for(spec, inputs, declared)
     if how is None:
         raise CalibrationError(
             f"How the pictures of {source} become the input {spec.name!r} {list(spec.shape)} is not declared.",
@@ -149,18 +148,34 @@ def _gather_images(
     chosen = _choose(len(pictures), limit, source)
     _check_space(out, inputs, len(chosen))
 
-    def rows() -> Iterator[Array]:
-        for index in chosen:
-            image = preprocess.load_image(pictures[index])
-            try:
-                yield preprocess.apply(image, how, spec.shape, spec.dtype)
-            except CalibrationError as error:
-                raise CalibrationError(f"{pictures[index]}: {error.message}", error.hint) from error
+    def row(index: int) -> Array:
+        image = preprocess.load_image(pictures[index])
+        try:
+            return preprocess.apply(image, how, spec.shape, spec.dtype)
+        except CalibrationError as error:
+            raise CalibrationError(f"{pictures[index]}: {error.message}", error.hint) from error
 
-    seen = _Seen(spec, source)
-    arrays.write_rows(out / "0.npy", spec.dtype, spec.shape, len(chosen), seen.watch(rows()))
-    _check_varied([seen], source, len(chosen))
+    seen = Seen(spec, source)
+    arrays.write_rows(out / "0.npy", spec.dtype, spec.shape, len(chosen), seen.watch(_ahead(row, chosen)))
+    check_varied([seen], source, len(chosen))
     return len(chosen)
+
+
+def _ahead(make: Callable[[int], Array], chosen: list[int]) -> Iterator[Array]:
+    """`make` of each index, in order, by a few threads that run at most that many results ahead."""
+    threads = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Array]] = deque()
+        try:
+            for index in chosen:
+                waiting.append(pool.submit(make, index))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -222,12 +237,12 @@ def _gather_arrays(
     watched = []
     for index, (spec, array) in enumerate(zip(inputs, matched, strict=True)):
         _check_dtype(array, spec)
-        seen = _Seen(spec, source)
+        seen = Seen(spec, source)
         rows = (_convert(row, spec, array) for row in array.rows(chosen))
         arrays.write_rows(out / f"{index}.npy", spec.dtype, spec.shape, len(chosen), seen.watch(rows))
-        seen.check_range(_declared(spec, inputs, declared))
+        seen.check_range(declared_for(spec, inputs, declared))
         watched.append(seen)
-    _check_varied(watched, source, len(chosen))
+    check_varied(watched, source, len(chosen))
     return len(chosen)
 
 
@@ -306,91 +321,7 @@ def _convert(row: Array, spec: TensorSpec, array: ArrayFile) -> Array:
         return row.astype(want, copy=False).reshape(spec.shape)
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------
-
-
-class _Seen:
-    """What passed by of one input: its range, and whether anything ever changed."""
-
-    def __init__(self, spec: TensorSpec, source: Path) -> None:
-        self.spec, self.source = spec, source
-        self.low, self.high = np.inf, -np.inf
-        self.first: Array | None = None
-        self.identical = True
-
-    def watch(self, rows: Iterable[Array]) -> Iterator[Array]:
-        """Pass `rows` on. Raises `CalibrationError` at a value that is not finite."""
-        for number, row in enumerate(rows):
-            if row.dtype.kind == "f" and not np.isfinite(row).all():
-                what = "NaN" if np.isnan(row).any() else "an infinite value"
-                raise CalibrationError(
-                    f"Sample {number} of the input {self.spec.name!r} from {self.source} has {what}.",
-                    "Remove that sample, or find out why its preparation divides by zero.",
-                )
-            if row.size:
-                self.low, self.high = min(self.low, float(row.min())), max(self.high, float(row.max()))
-            if self.first is None:
-                self.first = row.copy()
-            elif self.identical:
-                self.identical = np.array_equal(self.first, row)
-            yield row
-
-    def check_range(self, declared: Preprocess | None) -> None:
-        """Hold ready-made arrays against the range that the declaration gives pictures."""
-        if declared is None or np.dtype(self.spec.dtype).kind != "f":
-            return
-        low, high = preprocess.value_range(declared)
-        slack = SLACK * (high - low)
-        span = f"values from {self.low:.4g} to {self.high:.4g}"
-        meant = f"the declared mean and std give {low:.4g} to {high:.4g}"
-        if self.low < low - slack or self.high > high + slack:
-            raise CalibrationError(
-                f"The input {self.spec.name!r} from {self.source} has {span}, but {meant}.",
-                "Arrays are used as they are: save them after (x - mean) / std, or correct mean and std.",
-            )
-        if self.high - self.low < NARROW * (high - low):
-            log.warn(f"input {self.spec.name!r} from {self.source} has only {span}; {meant}: is that the same scale?")
-
-
-def _check_varied(watched: list[_Seen], source: Path, count: int) -> None:
-    """Constant inputs teach nothing. One that never changes among others that do (a mask, a sample rate) is normal."""
-    if all(seen.low == seen.high for seen in watched):
-        raise CalibrationError(
-            f"Every value of every sample in {source} is the same number.",
-            "Check how the data were prepared; INT8 ranges can't be learned from a constant.",
-        )
-    if count > 1 and all(seen.identical for seen in watched):
-        raise CalibrationError(
-            f"All {count} samples of {source} are identical.", "Give different ones, some tens of real inputs."
-        )
-    for seen in watched:
-        if count > 1 and seen.identical and np.dtype(seen.spec.dtype).kind == "f":
-            log.warn(f"input {seen.spec.name!r} is the same in all {count} samples of {source}")
-    if count < FEW:
-        log.warn(f"{source} holds only {count} sample(s): INT8 ranges and accuracy figures want some tens")
-
-
-def _check_declared(inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess]) -> None:
-    names = [spec.name for spec in inputs]
-    for name in declared:
-        if name == ANY_INPUT and len(inputs) > 1 and name not in names:
-            raise CalibrationError(
-                f'The preprocess declaration [input."*"] is for a model with one input; this one has {len(inputs)}.',
-                f"Name the input: {', '.join(map(repr, names))}.",
-            )
-        if name != ANY_INPUT and name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise CalibrationError(
-                f"The preprocess declaration names the input {name!r}, which the model doesn't have.{guess}",
-                f"The model's inputs: {', '.join(map(repr, names))}.",
-            )
-
-
-def _declared(
-    spec: TensorSpec, inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess]
-) -> Preprocess | None:
-    return declared.get(spec.name) or (declared.get(ANY_INPUT) if len(inputs) == 1 else None)
+# --- both -----------------------------------------------------------------------------------------------------------
 
 
 def _check_space(out: Path, inputs: tuple[TensorSpec, ...], count: int) -> None:

@@ -1,7 +1,7 @@
 """Configures and builds cpp_runtime for one target and engine.
 
 ncnn is compiled from its source with only the layers that the models need; the other engines' libraries are shipped
-beside the harness, which loads them by name.
+beside the harness, which loads them by name. The same inputs give the same bytes, wherever the build happens.
 """
 
 from __future__ import annotations
@@ -9,166 +9,153 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepack import elf, process
-from edgepack.cache import digest_of, sha256_file, tree_digests
-from edgepack.errors import ToolFailed, ToolMissing, Unsupported
+from edgepack import elf, ncnn_source, plugins, process, runtimes
+from edgepack.cache import digest_of, tree_digests
+from edgepack.errors import OutOfSpace, ToolFailed, ToolMissing, Unsupported
 from edgepack.resources import cache_root, data
-from edgepack.runtimes import ncnn_source
 from edgepack.types import Compiler, RuntimeSpec, Target
 
-# Layers that ncnn makes by itself between the layers of a model.
-IMPLICIT_LAYERS = (
-    "Cast", "Clip", "Crop", "Dequantize", "Flatten", "Input", "Packing", "Padding", "Quantize", "Requantize",
-    "Reshape", "Split",
-)  # fmt: skip
-# CPU feature of a profile -> ncnn's CMake options that compile kernels for it; all off where the profile lacks it.
-ARM_KERNELS = {
-    "asimdhp": ("NCNN_ARM82",),
-    "asimddp": ("NCNN_ARM82DOT",),
-    "asimdfhm": ("NCNN_ARM82FP16FML",),
-    "bf16": ("NCNN_ARM84BF16",),
-    "i8mm": ("NCNN_ARM84I8MM",),
-    "sve": ("NCNN_ARM86SVE", "NCNN_ARM86SVE2", "NCNN_ARM86SVEBF16", "NCNN_ARM86SVEI8MM", "NCNN_ARM86SVEF32MM"),
-}
-X86_KERNELS = {"avx": ("NCNN_AVX",), "fma": ("NCNN_FMA",), "avx2": ("NCNN_AVX2",), "f16c": ("NCNN_F16C",)}
-X86_OFF = ("AVX512", "AVX512VNNI", "AVX512BF16", "AVX512FP16", "AVXVNNI", "AVXVNNIINT8", "AVXNECONVERT", "XOP")
 SECONDS = 3600.0
+MINUTES_OF_CMAKE = 300.0
+SOURCES = ("CMakeLists.txt", "include", "src", "backends")  # what of cpp_runtime reaches a harness
 
 
 def key(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler) -> tuple[dict[str, str], dict[str, Any]]:
     """Everything that decides a harness's bytes: input digests and parameters of its cache step."""
+    runtime = tree_digests(data("cpp_runtime"))
     inputs = {
-        "cpp_runtime": digest_of(tree_digests(data("cpp_runtime"))),
+        "cpp_runtime": digest_of({name: d for name, d in runtime.items() if name.split("/")[0] in SOURCES}),
         "compiler": compiler.digest,
         "runtime": spec.digest,
-        "code": sha256_file(Path(__file__)),
+        "code": digest_of({m.__name__: plugins.module_digest(m.__name__) for m in (elf, ncnn_source)})
+        + plugins.module_digest(__name__),
     }
     params: dict[str, Any] = {
         "engine": engine,
         "version": spec.version,
-        "arch": target.arch,
+        "arguments": list(spec.cmake_args),
         "static": compiler.static,
+        "arch": target.arch,
+        # Not part of the bytes, but of whether they are accepted.
         "libc": [target.libc, target.libc_version, target.glibcxx],
-        "layers": list(spec.cmake_args),
-        "kernels": _kernel_options(target) if engine == "ncnn" else [],
+        "cpu_features": list(target.cpu_features),
     }
     return inputs, params
 
 
 def build(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler, out: Path, jobs: int) -> None:
-    """Write ``bin/edgepack-ENGINE``, ``lib/``, ``licences/`` and ``elf.json`` to `out`.
+    """Write ``bin/edgepack-ENGINE``, ``lib/``, ``licences/``, ``elf.json`` and ``size.json`` to `out`.
 
-    Raises `ToolMissing` (no CMake), `ToolFailed` (the compiler said no) and `Unsupported` (the program would need
-    more than the target's profile promises).
+    ``elf.json`` holds the harness's `elf.Needs`, those of each shipped library under ``shipped``, and the CPU features
+    that the code uses. Sizes are bytes. Raises `ToolMissing` (no CMake), `ToolFailed` (the compiler said no) and
+    `Unsupported` (the program would need more than the target's profile promises).
     """
-    scratch = out.parent / "build"
-    scratch.mkdir()
-    args = [
+    if prepare := getattr(plugins.load("toolchains", compiler.toolchain), "prepare", None):
+        prepare(compiler)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=out.parent, ignore_cleanup_errors=True) as scratch:
+        arguments = _arguments(engine, spec, target, compiler, Path(scratch))
+        program = _compile(engine, Path(scratch), arguments, compiler, jobs)
+        for name, files in (("bin", {program.name: program}), ("lib", spec.libraries), ("licences", spec.licences)):
+            (out / name).mkdir()
+            for file, path in files.items():
+                shutil.copyfile(path, out / name / file)
+    harness = out / "bin" / program.name
+    harness.chmod(0o755)
+    shipped = sorted((out / "lib").iterdir())
+    if problems := [sentence for path in (harness, *shipped) for sentence in elf.violations(path, target)]:
+        raise Unsupported(
+            f"The harness of {engine} from {compiler.description} doesn't fit {target.name}: {'; '.join(problems)}.",
+            f"If your device has more than the profile says, make a profile that extends {target.name}; "
+            "else use a compiler for an older system (zig can choose the libc version).",
+        )
+    needs = elf.needs(harness).document()
+    needs["shipped"] = {path.name: elf.needs(path).document() for path in shipped}
+    needs["cpu_features"] = _cpu_features(engine, target)
+    _write(out / "elf.json", needs)
+    sizes = {path.name: path.stat().st_size for path in shipped}
+    own = harness.stat().st_size
+    _write(out / "size.json", {"harness": own, "libraries": sizes, "total": own + sum(sizes.values())})
+
+
+def _arguments(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler, scratch: Path) -> list[str]:
+    arguments = [
         f"-DEDGEPACK_BACKEND={spec.backend}",
         f"-DEDGEPACK_ENGINE_VERSION={spec.version}",
-        f"-DCMAKE_BUILD_TYPE={'Release'}",
-        *(f"-DEDGEPACK_ENGINE_LIBRARY={name}" for name in spec.libraries),
-        *(["-DEDGEPACK_STATIC=ON"] if compiler.static else []),
+        f"-DEDGEPACK_STATIC={'ON' if compiler.static else 'OFF'}",
+        "-DEDGEPACK_TESTS=OFF",
+        "-DCMAKE_BUILD_TYPE=Release",
         *compiler.cmake_args,
     ]
-    if engine == "ncnn":
-        source = ncnn_source(scratch / "ncnn")
-        args += [f"-DNCNN_SOURCE_DIR={source}", *ncnn_options(source, spec.cmake_args, target)]
-        _keep_licence(source, out)
-    program = _compile(engine, scratch, args, compiler, jobs)
-    (out / "bin").mkdir()
-    shutil.copyfile(program, out / "bin" / program.name)
-    (out / "bin" / program.name).chmod(0o755)
-    (out / "lib").mkdir()
-    (out / "licences").mkdir(exist_ok=True)
-    for name, path in spec.libraries.items():
-        shutil.copyfile(path, out / "lib" / name)
-    for name, path in spec.licences.items():
-        shutil.copyfile(path, out / "licences" / name)
-    problems = [
-        p for path in (out / "bin" / program.name, *(out / "lib").iterdir()) for p in elf.violations(path, target)
-    ]
-    if problems:
-        raise Unsupported("; ".join(problems), f"Extend {target.name} with what your device really has, or use ncnn.")
-    (out / "elf.json").write_text(json.dumps(elf.needs(out / "bin" / program.name).document(), sort_keys=True))
-    shutil.rmtree(scratch)
-
-
-def ncnn_options(source: Path, layers: Iterable[str], target: Target) -> list[str]:
-    """CMake options that build ncnn with only `layers` and what those make inside, for the target's CPU."""
-    known = re.findall(r"^ncnn_add_layer\((\w+)", (source / "src" / "CMakeLists.txt").read_text(), re.M)
-    wanted = layer_closure(source, {*layers, *IMPLICIT_LAYERS} & set(known), set(known))
-    if target.arch == "x86_64":
-        wanted = layer_closure(source, wanted | {"Gemm"}, set(known))  # Convolution_x86 links Gemm's int8 kernels
+    if engine != "ncnn":
+        return [*arguments, *spec.cmake_args]
+    source = ncnn_source.unpack(runtimes.source(engine), scratch / "ncnn")
     return [
-        "-DNCNN_VERSION=20261020",
-        *(f"-DWITH_LAYER_{name.lower()}=OFF" for name in known if name not in wanted),
-        *_kernel_options(target),
+        *arguments,
+        f"-DNCNN_SOURCE_DIR={source}",
+        f"-DNCNN_VERSION={spec.version.rpartition('.')[2]}",
+        *ncnn_source.layer_arguments(spec.cmake_args, source, target.arch),
     ]
 
 
-def layer_closure(source: Path, layers: set[str], known: set[str]) -> set[str]:
-    """`layers` and every layer type that their sources make by ``LayerType::NAME``, and so on."""
-    found: set[str] = set()
-    left = set(layers)
-    while left:
-        name = left.pop()
-        found.add(name)
-        for path in (source / "src" / "layer").rglob(f"{name.lower()}*"):
-            stem = path.stem.split("_")[0]
-            if path.suffix in (".cpp", ".h") and stem == name.lower():
-                used = set(re.findall(r"LayerType::(\w+)", path.read_text(errors="replace")))
-                if "fused_activation.h" in path.read_text(errors="replace"):
-                    used |= {"ReLU", "Clip", "Sigmoid", "Mish", "HardSwish"}
-                left |= (used & known) - found
-    return found
+def _cpu_features(engine: str, target: Target) -> list[str]:
+    """What the CPU must have for this code, as far as edgepack chose it: ncnn is compiled for the profile's CPU."""
+    if engine == "ncnn":
+        return sorted(target.cpu_features)
+    return sorted(runtimes.pin(engine, target.arch).get("cpu_features", []))
 
 
-def _kernel_options(target: Target) -> list[str]:
-    off = ["-DNCNN_BF16=OFF"] if "bf16" not in target.cpu_features else []
-    options = ["-DNCNN_OPENMP=ON", "-DNCNN_SIMPLEOMP=ON", *off]
-    table = {"aarch64": ARM_KERNELS, "x86_64": X86_KERNELS}.get(target.arch, {})
-    for feature, names in table.items():
-        state = "ON" if feature in target.cpu_features else "OFF"
-        options += [f"-D{name}={state}" for name in names]
-    if target.arch == "x86_64":
-        options += [f"-DNCNN_{name}=OFF" for name in X86_OFF]
-    return options
-
-
-def _compile(engine: str, scratch: Path, args: list[str], compiler: Compiler, jobs: int) -> Path:
+def _compile(engine: str, scratch: Path, arguments: Sequence[str], compiler: Compiler, jobs: int) -> Path:
     cmake = shutil.which("cmake")
     if cmake is None:
         raise ToolMissing("CMake was not found.", "Install it: `apt install cmake ninja-build`.")
-    build_dir = scratch / "out"
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    folder = scratch / "out"
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else ["-G", "Unix Makefiles"]
     env = {**process.clean_environment(), **compiler.env}
-    log_file = scratch / "log.txt"
-    for argv in (
-        [cmake, "-S", data("cpp_runtime"), "-B", build_dir, *generator, *args],
-        [cmake, "--build", build_dir, "--target", f"edgepack-{engine}", "--parallel", str(jobs)],
-    ):
-        done = process.run(argv, env=env, limits=process.Limits(seconds=SECONDS), log_file=log_file)
+    target = f"edgepack-{engine}"
+    steps: tuple[tuple[list[str | Path], float], ...] = (
+        ([cmake, "-S", data("cpp_runtime"), "-B", folder, *generator, *arguments], MINUTES_OF_CMAKE),
+        ([cmake, "--build", folder, "--target", target, "--parallel", str(max(1, jobs))], SECONDS),
+    )
+    logs: list[Path] = []
+    for argv, seconds in steps:
+        logs.append(scratch / f"log{len(logs)}.txt")
+        try:
+            done = process.run(argv, env=env, limits=process.Limits(seconds=seconds), log_file=logs[-1])
+        except process.TimedOut as error:
+            raise _failed(engine, compiler, f"was killed after {error.seconds:.0f} s", logs) from None
         if done.returncode != 0:
-            kept = cache_root() / "failed" / f"harness-{engine}.log"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(log_file, kept)
-            lines = (done.stdout + done.stderr).splitlines()
-            first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
-            raise ToolFailed(
-                f"The harness of {engine} didn't compile with {compiler.description}: {first.strip()}",
-                "See the log.",
-                log=kept,
-            )
-    return build_dir / f"edgepack-{engine}"
+            raise _failed(engine, compiler, first_error(f"{done.stderr}\n{done.stdout}"), logs)
+    return folder / target
 
 
-def _keep_licence(source: Path, out: Path) -> None:
-    (out / "licences").mkdir(exist_ok=True)
-    for name in ("LICENSE.txt", "LICENSE"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / "licences" / f"ncnn-{name}")
+def first_error(text: str) -> str:
+    """The line of a compiler's or CMake's output that says what went wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        if line.startswith("CMake Error"):
+            return " ".join([line, *lines[number + 1 : number + 3]])
+        if re.search(r"\b(error|undefined reference|cannot find|not found|Killed)\b", line):
+            return line
+    return lines[-1] if lines else "it said nothing"
+
+
+def _failed(engine: str, compiler: Compiler, reason: str, logs: Sequence[Path]) -> Exception:
+    kept = cache_root() / "failed" / f"harness-{engine}.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("\n".join(path.read_text() for path in logs if path.is_file()))
+    if "No space left on device" in kept.read_text():
+        return OutOfSpace(
+            f"The disk is full: the harness of {engine} can't be compiled.",
+            "Free about 300 MiB, or choose another folder with EDGEPACK_CACHE.",
+        )
+    hint = "The log holds every command. If the compiler ran out of memory, try again with --jobs 1."
+    return ToolFailed(f"The harness of {engine} didn't compile with {compiler.description}: {reason}", hint, log=kept)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

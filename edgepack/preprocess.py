@@ -15,7 +15,6 @@ The C++ runtime follows the same declaration, so every rule here is exact and si
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ Array = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]
 # Pillow picks a reader by content. EPS (which starts Ghostscript) and other odd formats are not offered.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST = 100_000_000  # pixels, where Pillow's own limit is switched off
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -58,15 +58,16 @@ def load_image(path: Path) -> Image:
     from PIL import Image as Pillow
     from PIL import ImageOps
 
+    limit = Pillow.MAX_IMAGE_PIXELS or LARGEST
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-            with Pillow.open(path, formats=FORMATS) as opened:
-                turned = ImageOps.exif_transpose(opened)
-                pixels = np.asarray(_eight_bits(turned).convert("RGB"), dtype=np.uint8)
-    except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
+        with Pillow.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > limit:
+                raise Pillow.DecompressionBombError
+            turned = ImageOps.exif_transpose(opened)
+            pixels = np.asarray(_eight_bits(turned).convert("RGB"), dtype=np.uint8)
+    except Pillow.DecompressionBombError as error:
         raise CalibrationError(
-            f"{path} is larger than {(Pillow.MAX_IMAGE_PIXELS or 0) // 1_000_000} million pixels; it is not decoded.",
+            f"{path} has more than {limit / 1e6:.0f} million pixels; it is not decoded.",
             "Scale it down, or remove it.",
             id="EP322",
         ) from error
@@ -143,12 +144,16 @@ def bilinear(
     left, right, across = (part[columns] for part in _neighbours(image.shape[1], size[1]))
     # Each source row that is needed is interpolated along its width once.
     needed, place = np.unique(np.concatenate([top, bottom]), return_inverse=True)
-    lines = image[needed]
-    first = lines[:, left].astype(np.float32)
-    first += (lines[:, right].astype(np.float32) - first) * across[None, :, None]
-    upper, lower = first[place[: len(top)]], first[place[len(top) :]]
-    blended: npt.NDArray[np.float32] = upper + (lower - upper) * down[:, None, None]
-    return blended
+    lines = image.take(needed, axis=0)
+    first, second = (lines.take(at, axis=1).astype(np.float32) for at in (left, right))
+    second -= first  # in place: a fifth of the time of the plain expression
+    second *= across[None, :, None]
+    first += second
+    upper, lower = first.take(place[: len(top)], axis=0), first.take(place[len(top) :], axis=0)
+    lower -= upper
+    lower *= down[:, None, None]
+    upper += lower
+    return upper
 
 
 def _size_after(image: Image, preprocess: Preprocess) -> tuple[int, int]:

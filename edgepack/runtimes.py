@@ -150,7 +150,7 @@ def member(entry: Mapping[str, Any], name: str, archive: Path, sha256: str) -> P
             part.write_bytes(read_member(archive, name))
             if sha256_file(part) != sha256:
                 raise IntegrityError(f"{name} in {archive.name} is not the pinned file.", f"Remove {archive.parent}.")
-            os.replace(part, kept)
+            part.replace(kept)
         finally:
             part.unlink(missing_ok=True)
     return kept
@@ -202,7 +202,7 @@ def _keep(found: Path, path: Path, sha256: str) -> None:
                 f"{found} is not the file that edgepack pins (its SHA-256 differs).",
                 "It may be truncated or another build of that version: remove it, or fetch it again.",
             )
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -212,7 +212,7 @@ def _download(project: str, version: str, file: str, sha256: str, path: Path) ->
     if os.environ.get("EDGEPACK_OFFLINE") == "1":
         raise ToolMissing(f"{file} is not here and EDGEPACK_OFFLINE=1 forbids to fetch it.", f"{by_hand}.")
     import requests
-    from pypi_simple import NoSuchProjectError, PyPISimple, PyPISimpleError
+    from pypi_simple import NoSuchProjectError, PyPISimple, UnsupportedRepoVersionError
 
     with log.step(f"fetch {file}"):
         part = path.with_name(f".{uuid.uuid4().hex}")
@@ -231,10 +231,10 @@ def _download(project: str, version: str, file: str, sha256: str, path: Path) ->
                     f"What the package index gave as {file} is not the pinned file (its SHA-256 differs).",
                     f"A broken download or a changed index: try again, or check the index. {by_hand}.",
                 )
-            os.replace(part, path)
+            part.replace(path)
         except NoSuchProjectError:
             raise ToolMissing(f"The package index has no project {project!r}.", f"{by_hand}.") from None
-        except (requests.RequestException, PyPISimpleError) as error:
+        except (requests.RequestException, UnsupportedRepoVersionError, ValueError) as error:
             raise ToolMissing(
                 f"{file} can't be fetched from the package index: {type(error).__name__}: {error}.",
                 f"Check the network and PIP_INDEX_URL or UV_DEFAULT_INDEX. {by_hand} to work without a network.",

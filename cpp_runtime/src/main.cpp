@@ -4,6 +4,8 @@
 #include "commands.h"
 
 int main(int argc, char** argv) {
-  std::signal(SIGPIPE, SIG_IGN);  // a closed stdout becomes a sentence and an exit code
+  // A closed stdout and a file-size limit become a sentence and an exit code.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   return edgepack::run_harness(argc, argv, &edgepack::this_machine(), stdout, stderr);
 }

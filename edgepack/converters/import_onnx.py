@@ -53,17 +53,28 @@ class Refused(Exception):
 
     def __init__(self, message: str, hint: str, id: str = "EP301", kind: str = "model") -> None:
         super().__init__(message)
-        self.entry = {"kind": kind, "id": id, "message": message, "hint": hint}
+        self.entry = {"kind": kind, "id": id, "message": visible(message), "hint": visible(hint)}
 
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out = Path(request["out"])
     try:
-        result: dict[str, Any] = {"notes": run(request, out)}
+        result: dict[str, Any] = {"notes": careful(request, out)}
     except Refused as error:
         result = {"error": error.entry}
     (out / "result.json").write_text(json.dumps(result))
+
+
+def careful(request: dict[str, Any], out: Path) -> list[str]:
+    try:
+        return run(request, out)
+    except UnicodeDecodeError as error:  # from any string of the model, by onnx's own C++ at any later point
+        raise Refused(
+            f"{request['name']} is damaged: a name in it is not UTF-8 ({one_line(error)}).",
+            "Copy or download it again, and compare its size with the original's.",
+            "EP303",
+        ) from error
 
 
 def run(request: dict[str, Any], out: Path) -> list[str]:
@@ -219,7 +230,7 @@ def fix_inputs(model: onnx.ModelProto, shapes: dict[str, list[int]], dtypes: dic
             f"input {name!r} has " + (f"dynamic axes {shown(found)}" if found is not None else "no shape at all")
             for name, found, _ in open_inputs
         )
-        flags = " ".join("--input " + shlex.quote(f"{name}={example(found)}") for name, found, _ in open_inputs)
+        flags = " ".join("--input " + quoted(f"{name}={example(found)}") for name, found, _ in open_inputs)
         raise Refused(
             f"{said}: edgepack builds for fixed sizes.",
             f"Say which, for example: add {flags}",
@@ -234,7 +245,7 @@ def check_shape(name: str, found: list[int | str] | None, sizes: list[int]) -> N
     if len(found) != len(sizes):
         raise usage(
             f"--input gives {name!r} {len(sizes)} axes ({given}), but the model's has {len(found)}: {shown(found)}.",
-            f"For example: --input {shlex.quote(f'{name}={example(found)}')}",
+            f"For example: --input {quoted(f'{name}={example(found)}')}",
         )
     for axis, size in zip(found, sizes, strict=True):
         if isinstance(axis, int) and axis > 0 and axis != size:
@@ -469,6 +480,19 @@ def every_tensor(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto
                     yield node.output[0], attribute.sparse_tensor.values
 
 
+def visible(text: str) -> str:
+    """Text with every character that a terminal would act on replaced by its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """One word for a shell; bash's $'...' where a name holds characters that can't be typed."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (c if c.isprintable() and c not in "\\'" else f"\\U{ord(c):08x}" for c in text)
+    return "$'" + "".join(escaped) + "'"
+
+
 def label(node: onnx.NodeProto) -> str:
     return repr(node.name) if node.name else f"that makes {node.output[0]!r}" if node.output else "without a name"
 
@@ -478,9 +502,9 @@ def usage(message: str, hint: str) -> Refused:
 
 
 def one_line(error: Exception) -> str:
-    """A foreign message on one line, without the C++ places that onnx and onnxruntime put in front."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines) or type(error).__name__
+    """A foreign message on one line: of onnxruntime's nested ones only the innermost."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.rpartition("Status Message: ")[2]
     return text[:300].rstrip(" .") + ("..." if len(text) > 300 else "")
 
 

@@ -27,7 +27,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.helper
+import onnx.numpy_helper
 import onnx.shape_inference
 
 TYPES = {
@@ -42,6 +45,7 @@ TYPES = {
     onnx.TensorProto.BOOL: "bool",
 }
 DULL = ("#", "FLOPS", "memory OPS", "model inputshape", *"┌├│└")
+MOVES = ("Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 NO_AXIS = 233  # pnnx's own mark for "no batch axis"
 
 
@@ -52,6 +56,7 @@ def main() -> None:
     except Exception as error:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
     without_casts_at_the_surface(model.graph)
+    sums_as_means(model)
     inputs, outputs = plain(model)
     onnx.save(model, "model.onnx")
     log = run_pnnx(",".join(inputs))
@@ -74,23 +79,43 @@ def without_casts_at_the_surface(graph: onnx.GraphProto) -> None:
     """Make inputs that are only ever cast to float32 float inputs, and outputs that are cast from it float outputs.
 
     pnnx keeps such casts as layers that ncnn doesn't have; the caller casts in the same way (C's rules) instead.
+    Between an input and its casts there may be operators that only move numbers about.
     """
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in dict.fromkeys(node.input):
             readers.setdefault(name, []).append(node)
     surface = {value.name for value in graph.output}
-    for value in graph.input:
-        casts = readers.get(value.name, [])
-        plain_casts = all(cast.op_type == "Cast" and cast.output[0] not in surface for cast in casts)
-        if casts and plain_casts and all(_to_float(cast) for cast in casts):
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-            for cast in casts:
-                for reader in readers.get(cast.output[0], []):
-                    reader.input[:] = [value.name if name == cast.output[0] else name for name in reader.input]
-                graph.node.remove(cast)
-    makers = {name: node for node in graph.node for name in node.output}
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
+    for value in graph.input:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            continue
+        moved, casts = [value.name], []
+        only_casts = value.name in readers
+        for name in moved:  # grows while it is walked
+            for reader in readers.get(name, []):
+                if reader.op_type in MOVES and reader.input[0] == name and list(reader.input).count(name) == 1:
+                    moved += reader.output
+                elif _to_float(reader):
+                    casts.append(reader)
+                else:
+                    only_casts = False
+        made = {name for cast in casts for name in cast.output}
+        if not only_casts or not casts or (made | set(moved)) & surface:
+            continue
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        for cast in casts:
+            before, after = cast.input[0], cast.output[0]
+            for reader in readers.pop(after, []):
+                reader.input[:] = [before if name == after else name for name in reader.input]
+                readers[before].append(reader)
+            readers[before].remove(cast)
+            graph.node.remove(cast)
+        for info in graph.value_info:
+            if info.name in moved:
+                info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        types |= dict.fromkeys(moved, onnx.TensorProto.FLOAT)
+    makers = {name: node for node in graph.node for name in node.output}
     for value in graph.output:
         cast = makers.get(value.name)
         if cast is None or cast.op_type != "Cast" or value.name in readers:
@@ -104,8 +129,38 @@ def without_casts_at_the_surface(graph: onnx.GraphProto) -> None:
             graph.node.remove(cast)
 
 
-def _to_float(cast: onnx.NodeProto) -> bool:
-    return any(a.name == "to" and a.i == onnx.TensorProto.FLOAT for a in cast.attribute)
+def sums_as_means(model: onnx.ModelProto) -> None:
+    """Write ReduceSum over one axis as a mean times a count: pnnx 20261020 loses a single axis given as an input."""
+    graph = model.graph
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if not 13 <= opset < 18:  # before, the axes are an attribute; after, the mean's are an input as well
+        return
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    values |= {
+        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.input)}
+    nodes = list(graph.node)
+    for position, node in reversed(list(enumerate(nodes))):
+        axes = values.get(node.input[1]) if node.op_type == "ReduceSum" and len(node.input) > 1 else None
+        shape = shapes.get(node.input[0], []) if axes is not None else []
+        if axes is None or not shape or list(axes.dims) != [1]:
+            continue
+        axis = int(onnx.numpy_helper.to_array(axes)[0])
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        mean, count, result = f"{node.output[0]}/mean", f"{node.output[0]}/count", node.output[0]
+        one = np.full([1] * (len(shape) if keep else max(len(shape) - 1, 0)), shape[axis], np.float32)
+        graph.initializer.append(onnx.numpy_helper.from_array(one, count))
+        nodes[position : position + 1] = [
+            onnx.helper.make_node("ReduceMean", [node.input[0]], [mean], axes=[axis], keepdims=keep),
+            onnx.helper.make_node("Mul", [mean, count], [result]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _to_float(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == onnx.TensorProto.FLOAT for a in node.attribute)
 
 
 def plain(model: onnx.ModelProto) -> tuple[list[str], int]:

@@ -17,7 +17,8 @@ the arithmetic.
 
 INT8: the scheme is ncnn's own (its page "quantized-int8-inference"): Convolution, ConvolutionDepthWise and InnerProduct
 get symmetric int8 weights with one scale per output channel (per group where the convolution is grouped) and
-one scale for their input blob; everything else stays float. Scales multiply: ``int8 = round(float * scale)``.
+one scale for their input blob; Gemm and MultiHeadAttention get int8 weights, and ncnn measures their inputs as it
+runs; everything else stays float. Scales multiply: ``int8 = round(float * scale)``.
 
 Ranges come from one pass over the samples. Per blob there is one histogram over the upper 16 bits of each float:
 the bins are exact, need no range beforehand, cost 256 KiB per blob however many samples there are, and adding
@@ -46,7 +47,7 @@ import numpy as np
 
 MAGIC = "7767517"
 HALF, INT8, SCALED = 0x01306B47, 0x000D4B38, 0x0002C056
-INT8_TERM = "8"
+INT8_TERM, DYNAMIC_TERM = "8", "18"
 FEATURE_MASK = "31"
 NO_WINOGRAD = 1 << 6
 NO_HALF = 0b11  # neither float16 arithmetic nor storage
@@ -117,18 +118,18 @@ def halve(request: dict, layers: list[Layer], blocks: list[list[Block]], weights
     """Write the .bin with tagged arrays as float16. Returns the layers that stay float32."""
     kept = []
     for layer, arrays in zip(layers, blocks, strict=True):
-        tagged = [floats(block, weights) for block in arrays if block.tagged]
-        exact = all(fits_half(values) for values in tagged)
-        if not exact:
-            layer.params[FEATURE_MASK] = str(layer.int(int(FEATURE_MASK)) | NO_HALF)
-            kept.append(layer.name)
+        largest = max((block.count for block in arrays), default=0)
         for block in arrays:
-            if block.tagged and exact:
-                data = floats(block, weights).astype(np.float16).tobytes()
+            values = floats(block, weights) if block.tagged else None
+            if values is not None and fits_half(values):
+                data = values.astype(np.float16).tobytes()
                 file.write(HALF.to_bytes(4, "little") + data + bytes(-len(data) % 4))
-            else:
-                file.write(weights[block.start : block.end].tobytes())
-    return {"float32": kept}
+                continue
+            file.write(weights[block.start : block.end].tobytes())
+            if values is not None and 2 * block.count >= largest:  # the weights themselves, not a bias beside them
+                layer.params[FEATURE_MASK] = str(layer.int(int(FEATURE_MASK)) | NO_HALF)
+                kept.append(layer.name)
+    return {"float32": list(dict.fromkeys(kept))}
 
 
 def fits_half(values: np.ndarray) -> bool:
@@ -152,8 +153,12 @@ def quantize_all(
 
     blobs = calibrate(request, cuts) if wanted else {}
     scales = {name: input_scale(name, blob) for name, blob in blobs.items()}
-    no_winograd, chain = [], []
+    no_winograd, chain, dynamic = [], [], []
     for index, layer in enumerate(layers):
+        if layer.type in DYNAMIC and blocks[index] and DYNAMIC[layer.type][0](layer):
+            file.write(DYNAMIC[layer.type][1](layer, blocks[index], weights))
+            dynamic.append(index)
+            continue
         if index not in wanted:
             for block in blocks[index]:
                 file.write(weights[block.start : block.end].tobytes())
@@ -168,9 +173,10 @@ def quantize_all(
             layer.params[INT8_TERM] = str(100 + layer.int(8))
             file.write(np.float32(scales[top]).tobytes())
             chain.append(layer.name)
+    done = {*wanted, *dynamic}
     return {
-        "quantized": [layers[i].name for i in wanted],
-        "float": [f"{layer.type} {layer.name}" for i, layer in enumerate(layers) if blocks[i] and i not in wanted],
+        "quantized": [layers[i].name for i in sorted(done)],
+        "float": [f"{layer.type} {layer.name}" for i, layer in enumerate(layers) if blocks[i] and i not in done],
         "int8_outputs": chain,
         "no_winograd": no_winograd,
     }
@@ -494,14 +500,10 @@ def quantize(
     """The layer's part of the .bin in INT8; changes its parameters to say so."""
     grouped = layer.type == "ConvolutionDepthWise"
     outputs, groups = layer.int(0), layer.int(7, 1) if grouped else 1
-    values = floats(blocks[0], weights)
-    bias = floats(blocks[1], weights) if len(blocks) > 1 else np.zeros(outputs, np.float32)
-    if not (np.isfinite(values).all() and np.isfinite(bias).all()):
-        raise SystemExit(f"the layer {layer.name} has infinite or NaN weights")
+    values = finite(layer, blocks[0], weights)
+    bias = finite(layer, blocks[1], weights) if len(blocks) > 1 else np.zeros(outputs, np.float32)
     matrix = values.reshape(groups if grouped else outputs, -1)
-    largest = np.abs(matrix).max(axis=1)
-    factors = np.where(largest > TINY, 127.0 / np.maximum(largest, TINY), 1.0).astype(np.float32)
-    integers = np.clip(np.rint(matrix * factors[:, None]), -127, 127).astype(np.int8)
+    integers, factors = rounded(matrix)
 
     mean = blob.mean(channels(layer))
     if mean is not None:
@@ -521,9 +523,57 @@ def quantize(
         if int(bound.max()) * 127 > WINOGRAD_LIMIT:
             layer.params[FEATURE_MASK] = str(layer.int(int(FEATURE_MASK)) | NO_WINOGRAD)
     layer.params[INT8_TERM] = "1" if grouped else "2"
+    return tagged_int8(integers) + raw(bias, factors, scale)
+
+
+def quantize_gemm(layer: Layer, blocks: list[Block], weights: np.ndarray) -> bytes:
+    """A product with a constant right side: one factor for it; ncnn measures the left side row by row as it runs."""
+    integers, factors = rounded(finite(layer, blocks[0], weights).reshape(1, -1))
+    layer.params[DYNAMIC_TERM] = "2"
+    rest = b"".join(weights[block.start : block.end].tobytes() for block in blocks[1:])
+    return tagged_int8(integers) + rest + raw(factors)
+
+
+def quantize_attention(layer: Layer, blocks: list[Block], weights: np.ndarray) -> bytes:
+    """The four projections: a factor per row for query, key and value, one for the output."""
+    inner = layer.int(0)
+    written, tail = b"", b""
+    for index, (weight, bias) in enumerate(zip(blocks[::2], blocks[1::2], strict=True)):
+        integers, factors = rounded(finite(layer, weight, weights).reshape(inner if index < 3 else 1, -1))
+        written += tagged_int8(integers) + weights[bias.start : bias.end].tobytes()
+        tail += raw(factors)
+    layer.params[DYNAMIC_TERM] = "2"
+    return written + tail
+
+
+# Layers whose inputs ncnn measures as it runs: when they can be quantized, and how.
+DYNAMIC: dict[str, tuple[Callable[[Layer], object], Callable[[Layer, list[Block], np.ndarray], bytes]]] = {
+    "Gemm": (lambda layer: layer.int(5) and not layer.int(4), quantize_gemm),
+    "MultiHeadAttention": (lambda layer: not layer.int(7), quantize_attention),
+}
+
+
+def finite(layer: Layer, block: Block, weights: np.ndarray) -> np.ndarray:
+    values = floats(block, weights)
+    if not np.isfinite(values).all():
+        raise SystemExit(f"the layer {layer.name} has infinite or NaN weights")
+    return values
+
+
+def rounded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row as int8 over its whole range, and the factors. Never infinite: a dead row gets 1."""
+    largest = np.abs(matrix).max(axis=1)
+    factors = np.where(largest > TINY, 127.0 / np.maximum(largest, TINY), 1.0).astype(np.float32)
+    return np.clip(np.rint(matrix * factors[:, None]), -127, 127).astype(np.int8), factors
+
+
+def tagged_int8(integers: np.ndarray) -> bytes:
     data = integers.tobytes()
-    tail = (np.ascontiguousarray(array, np.float32).tobytes() for array in (bias, factors, np.float32(scale)))
-    return INT8.to_bytes(4, "little") + data + bytes(-len(data) % 4) + b"".join(tail)
+    return INT8.to_bytes(4, "little") + data + bytes(-len(data) % 4)
+
+
+def raw(*arrays: np.ndarray | float) -> bytes:
+    return b"".join(np.ascontiguousarray(array, np.float32).tobytes() for array in arrays)
 
 
 if __name__ == "__main__":

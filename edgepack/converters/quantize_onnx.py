@@ -24,6 +24,7 @@ classifier, 1e-4 is 4 dB better than 0 for a voice detector), and a try takes ab
 
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -241,7 +242,9 @@ class Histogram:
             raise SystemExit("a calibration sample makes the model compute NaN or infinity: it can't be quantized")
         self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
         self._cover(max(abs(float(lowest)), abs(float(highest))))
-        step = -(-flat.size // PICKED) | 1  # odd, so that it doesn't always meet the same channel
+        step = -(-flat.size // PICKED)
+        while math.gcd(step, flat.size) != 1 and step < flat.size:  # else it meets the same channels each time
+            step += 1
         picked = flat[::step]
         index = ((picked + np.float32(self.limit)) * np.float32(BINS / self.limit)).astype(np.int32)
         self.counts += np.bincount(np.clip(index, 0, 2 * BINS - 1), minlength=2 * BINS)

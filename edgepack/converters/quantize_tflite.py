@@ -22,9 +22,15 @@ Request: ``model`` (the float32 file), ``precision``: ``int8`` (weights and acti
 tensor folder in the file's own layout, with ``inputs``, the tensor names in its order) or ``fp16`` (weights stored as
 float16 and widened at run time, float32 at the surface). Writes ``model.tflite``; the result's ``tensors`` tell dtype,
 scale and zero point of every tensor at the surface.
+
+The tool's own calibration smooths minimum and maximum over the samples, which cuts what few samples have. Ranges
+are gathered here as in quantize_onnx.py: streaming histograms, and several shares of values left outside, of
+which the best on the calibration samples is kept.
 """
 
+import dataclasses
 import json
+import math
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -33,44 +39,159 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import quantizer, recipe
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
 from ai_edge_quantizer.qtyping import ComputePrecision, OpQuantizationConfig, TensorDataType
 from ai_edge_quantizer.qtyping import TensorQuantizationConfig, TFLOperationName
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
+
+CLIPS = (0.0, 1e-5, 1e-4)  # shares of values outside the range that are tried
+JUDGED = 16  # calibration samples that decide between them
+BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
+PICKED = 1 << 16  # values of one tensor and sample that enter the histogram; minimum and maximum see all
+HUGE = 1e30  # what pads a maximum pooling is no value to measure
 
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out = Path(request["out"])
+    facts: dict = {}
     try:
-        data = quantize(request)
+        data = fp16(request["model"]) if request["precision"] == "fp16" else int8(request, facts)
     except Exception as error:
         raise SystemExit(f"ai-edge-quantizer can't quantize this model: {one_line(error)}") from error
     (out / "model.tflite").write_bytes(data)
-    try:
-        interpreter = Interpreter(str(out / "model.tflite"), num_threads=1)
-        interpreter.allocate_tensors()
-    except Exception as error:
-        raise SystemExit(f"what ai-edge-quantizer wrote cannot be loaded by LiteRT: {one_line(error)}") from error
+    interpreter = load(data)
     surface = [*interpreter.get_input_details(), *interpreter.get_output_details()]
     result = {
+        **facts,
         "tensors": {detail["name"]: described(detail) for detail in surface},
         "ai_edge_quantizer": version("ai-edge-quantizer"),
     }
     (out / "result.json").write_text(json.dumps(result))
 
 
-def quantize(request: dict) -> bytes:
+def fp16(model: str) -> bytes:
+    weights = TensorQuantizationConfig(num_bits=16, dtype=TensorDataType.FLOAT)
+    config = OpQuantizationConfig(
+        weight_tensor_config=weights, compute_precision=ComputePrecision.FLOAT, explicit_dequantize=True
+    )
+    worker = quantizer.Quantizer(model)
+    worker.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, AlgorithmName.FLOAT_CASTING)
+    return bytes(worker.quantize(enable_progress_report=False).quantized_model)
+
+
+def int8(request: dict, facts: dict) -> bytes:
+    uniform_quantize_tensor.uniform_quantize = of_any_rank(uniform_quantize_tensor.uniform_quantize)
     model = request["model"]
-    if request["precision"] == "fp16":
-        worker = quantizer.Quantizer(model)
-        weights = TensorQuantizationConfig(num_bits=16, dtype=TensorDataType.FLOAT)
-        config = OpQuantizationConfig(
-            weight_tensor_config=weights, compute_precision=ComputePrecision.FLOAT, explicit_dequantize=True
-        )
-        worker.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, AlgorithmName.FLOAT_CASTING)
-        return bytes(worker.quantize(enable_progress_report=False).quantized_model)
     worker = quantizer.Quantizer(model, recipe.static_wi8_ai8())
-    ranges = worker.calibrate({signature(model): feeds(request)}, num_threads=1)
-    return bytes(worker.quantize(ranges, enable_progress_report=False).quantized_model)
+    first = next(feeds(request))
+    ranges = worker.calibrate({signature(model): [first]}, num_threads=1)  # which tensors, and their shapes
+    histograms, wanted = calibrate(request, ranges)
+    best: tuple[float, float, bytes] | None = None
+    for clip in CLIPS:
+        for name, histogram in histograms.items():
+            low, high = histogram.range(clip)
+            shape = np.shape(ranges[name]["min"])
+            ranges[name] = {**ranges[name], "min": np.full(shape, low), "max": np.full(shape, high)}
+        data = bytes(worker.quantize(ranges, enable_progress_report=False).quantized_model)
+        ratio = signal_to_noise(data, request, wanted)
+        if best is None or ratio > best[0]:
+            best = (ratio, clip, data)
+    assert best is not None
+    facts.update(sqnr_db=round(best[0], 2), clip=best[1])
+    return best[2]
+
+
+def of_any_rank(uniform_quantize):
+    """ai-edge-quantizer 0.10.0 refuses one scale for a constant of another rank, such as a Pad's value."""
+
+    def wrapped(data, params, *rest, **more):
+        if np.size(params.scale) == 1 and np.ndim(params.scale) != np.ndim(data):
+            one = (1,) * np.ndim(data)
+            scale, zero = np.reshape(params.scale, one), np.reshape(params.zero_point, one)
+            params = dataclasses.replace(params, scale=scale, zero_point=zero)
+        return uniform_quantize(data, params, *rest, **more)
+
+    return wrapped
+
+
+def calibrate(request: dict, ranges: dict) -> tuple[dict[str, "Histogram"], list[list[np.ndarray]]]:
+    """Histograms of every float activation that the tool asks about, and the outputs of the first samples."""
+    interpreter = tfl_interpreter_utils.create_tfl_interpreter(
+        request["model"], use_xnnpack=True, num_threads=1, preserve_all_tensors=True
+    )
+    inputs = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
+    outputs = [detail["index"] for detail in interpreter.get_output_details()]
+    constant = constants(request["model"])
+    watched = {
+        detail["name"]: (detail["index"], Histogram())
+        for detail in interpreter.get_tensor_details()
+        if detail["name"] in ranges
+        and ranges[detail["name"]]
+        and detail["name"] not in constant
+        and detail["dtype"] is np.float32
+    }
+    wanted = []
+    for feed in feeds(request):
+        for name, value in feed.items():
+            interpreter.set_tensor(inputs[name], value)
+        interpreter.invoke()
+        for index, histogram in watched.values():
+            histogram.add(interpreter.get_tensor(index))
+        if len(wanted) < JUDGED:
+            wanted.append([interpreter.get_tensor(index) for index in outputs])
+    return {name: histogram for name, (_, histogram) in watched.items()}, wanted
+
+
+def constants(model: str) -> set[str]:
+    flat = tfl_flatbuffer_utils.read_model(model)
+    return {
+        tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name
+        for graph in flat.subgraphs
+        for tensor in graph.tensors
+        if flat.buffers[tensor.buffer].data is not None
+    }
+
+
+def signal_to_noise(data: bytes, request: dict, wanted: list[list[np.ndarray]]) -> float:
+    """Of the worst float output, in dB over all judged samples."""
+    interpreter = load(data)
+    inputs = {detail["name"]: detail for detail in interpreter.get_input_details()}
+    outputs = interpreter.get_output_details()
+    signal, noise = np.zeros(len(outputs)), np.full(len(outputs), 1e-30)
+    for feed, reference in zip(feeds(request), wanted, strict=False):
+        for name, value in feed.items():
+            interpreter.set_tensor(inputs[name]["index"], quantized(value, inputs[name]))
+        interpreter.invoke()
+        for number, (detail, value) in enumerate(zip(outputs, reference, strict=True)):
+            if value.dtype.kind == "f":
+                got = widened(interpreter.get_tensor(detail["index"]), detail)
+                signal[number] += np.square(value, dtype=np.float64).sum()
+                noise[number] += np.square(value.astype(np.float64) - got).sum()
+    ratios = 10.0 * np.log10(np.maximum(signal, 1e-30) / noise)
+    return float(ratios[signal > 0.0].min()) if (signal > 0.0).any() else 0.0
+
+
+def quantized(value: np.ndarray, detail: dict) -> np.ndarray:
+    scale, zero = detail["quantization"]
+    if not scale or value.dtype.kind != "f":
+        return value.astype(detail["dtype"])
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.rint(value / np.float32(scale)) + zero, limits.min, limits.max).astype(detail["dtype"])
+
+
+def widened(value: np.ndarray, detail: dict) -> np.ndarray:
+    scale, zero = detail["quantization"]
+    return (value.astype(np.float64) - zero) * scale if scale else value.astype(np.float64)
+
+
+def load(data: bytes) -> Interpreter:
+    try:
+        interpreter = Interpreter(model_content=data, num_threads=1)
+        interpreter.allocate_tensors()
+    except Exception as error:
+        raise SystemExit(f"what ai-edge-quantizer wrote cannot be loaded by LiteRT: {one_line(error)}") from error
+    return interpreter
 
 
 def signature(model: str) -> str:
@@ -80,11 +201,12 @@ def signature(model: str) -> str:
     return names[0]
 
 
-def feeds(request: dict) -> list[dict[str, np.ndarray]]:
+def feeds(request: dict):
     """One dictionary a sample; the arrays stay on disk until they are used."""
     names = request["inputs"]
     arrays = [np.load(Path(request["samples"], f"{i}.npy"), mmap_mode="r") for i in range(len(names))]
-    return [dict(zip(names, values, strict=True)) for values in zip(*arrays, strict=True)]
+    for values in zip(*arrays, strict=True):
+        yield {name: np.ascontiguousarray(value) for name, value in zip(names, values, strict=True)}
 
 
 def described(detail: dict) -> dict:
@@ -96,6 +218,53 @@ def described(detail: dict) -> dict:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+class Histogram:
+    """Counts of values in equal bins over [-limit, limit); `limit` is a power of two that doubles as needed."""
+
+    def __init__(self) -> None:
+        self.lowest, self.highest = np.float32(np.inf), np.float32(-np.inf)
+        self.limit = 0.0
+        self.counts = np.zeros(2 * BINS, np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        flat = values.ravel()
+        flat = flat[np.abs(flat) < HUGE]
+        if not flat.size:
+            return
+        lowest, highest = flat.min(), flat.max()
+        if not (np.isfinite(lowest) and np.isfinite(highest)):
+            raise SystemExit("a calibration sample makes the model compute NaN or infinity: it can't be quantized")
+        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
+        self._cover(max(abs(float(lowest)), abs(float(highest))))
+        step = -(-flat.size // PICKED)
+        while math.gcd(step, flat.size) != 1 and step < flat.size:  # else it meets the same channels each time
+            step += 1
+        picked = flat[::step]
+        index = ((picked + np.float32(self.limit)) * np.float32(BINS / self.limit)).astype(np.int32)
+        self.counts += np.bincount(np.clip(index, 0, 2 * BINS - 1), minlength=2 * BINS)
+
+    def _cover(self, largest: float) -> None:
+        if not self.limit:
+            self.limit = 2.0 ** float(np.ceil(np.log2(max(largest, 1e-30)) + 1e-9))
+        while largest > self.limit:
+            half = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.pad(half, BINS // 2)
+            self.limit *= 2.0
+
+    def range(self, clip: float) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value, without the share `clip` of values at the two ends together."""
+        lowest, highest = np.float32(self.lowest), np.float32(self.highest)
+        total = self.counts.sum()
+        if clip > 0.0 and total:
+            below = np.cumsum(self.counts)
+            width = self.limit / BINS
+            first = int(np.searchsorted(below, total * clip / 2, side="right"))
+            last = int(np.searchsorted(below, total * (1.0 - clip / 2), side="left"))
+            lowest = max(lowest, np.float32(first * width - self.limit))
+            highest = min(highest, np.float32((last + 1) * width - self.limit))
+        return np.asarray(lowest, np.float32), np.asarray(highest, np.float32)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,12 @@ class Refused(Exception):
 
     def __init__(self, message: str, hint: str, id: str = "EP301", kind: str = "model") -> None:
         super().__init__(message)
-        self.entry = {"kind": kind, "id": id, "message": message, "hint": hint}
+        self.entry = {"kind": kind, "id": id, "message": visible(message), "hint": visible(hint)}
+
+
+def visible(text: str) -> str:
+    """Text with every character that a terminal would act on replaced by its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 try:
@@ -175,21 +180,32 @@ class Program:
     def __init__(self, program: Any) -> None:
         self.program = program
         self.module = program.module()
+        signature = program.graph_signature
+        self.taken = [spec.arg for spec in signature.input_specs if spec.kind.name == "USER_INPUT"]
+        self.inputs = [arg.name for arg in self.taken if not constant(arg)]
 
     def __call__(self, *tensors: "torch.Tensor") -> list[tuple[str, "torch.Tensor"]]:
         """Outputs with their names, for inputs in the signature's order."""
         left = list(tensors)
-        flat = []
-        for spec in self.program.graph_signature.input_specs:
-            if spec.kind.name == "USER_INPUT":
-                constant = type(spec.arg).__name__ == "ConstantArgument"
-                flat.append(spec.arg.value if constant else left.pop(0))
+        flat = [arg.value if constant(arg) else left.pop(0) for arg in self.taken]
         args, kwargs = pytree.tree_unflatten(flat, self.program.call_spec.in_spec)
         return list(flatten(self.module(*args, **kwargs), ""))
 
     def export(self, path: Path) -> list[str]:
         """Write an ONNX file; returns notes for the user."""
-        return first_that_works([("torch.export", lambda: export_program(self.program, (), None, None, path))], path)
+        spec = self.program.call_spec.out_spec
+        returned = pytree.tree_unflatten([torch.empty(0)] * spec.num_leaves, spec)
+        outputs = distinct([name or f"output_{i}" for i, (name, _) in enumerate(flatten(returned, ""))], self.inputs)
+        tries: list[tuple[str, Callable[[], None]]] = [
+            ("torch.export", lambda: export_program(self.program, (), self.inputs, outputs, path)),
+            ("torch.export without names", lambda: export_program(self.program, (), None, None, path)),
+        ]
+        return first_that_works(tries, path)
+
+
+def constant(arg: Any) -> bool:
+    """Whether an input of the signature is a number that was fixed at export."""
+    return type(arg).__name__ == "ConstantArgument"
 
 
 def open_source(request: dict[str, Any]) -> Any:
@@ -222,7 +238,10 @@ def make(request: dict[str, Any]) -> "torch.nn.Module":
     # this environment's own packages win.
     sys.path.insert(0, request["cwd"])
     for folder in request["pythonpath"]:
-        site.addsitedir(folder)
+        sys.path.append(folder)
+        for listing in sorted(Path(folder).glob("*.pth")):  # editable installs; weights end the same way
+            with contextlib.suppress(UnicodeDecodeError):
+                site.addpackage(folder, listing.name, None)
     back = Path.cwd()
     os.chdir(request["cwd"])
     try:
@@ -293,7 +312,8 @@ def load_weights(module: "torch.nn.Module", path: Path, name: str) -> None:
         if tensors and all(k.startswith(prefix) for k in tensors) and not set(tensors) & set(wanted):
             tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
     missing = [k for k in wanted if k not in tensors and not k.endswith("num_batches_tracked")]
-    strange = [k for k in tensors if k not in wanted]
+    # Older releases saved buffers that newer ones make themselves (BERT's position_ids).
+    strange = [k for k in tensors if k not in wanted and k not in dict(module.named_buffers())]
     other = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
     if missing or strange or other:
         parts = []

@@ -112,7 +112,7 @@ class Ncnn:
                 kept = _create(out / f"{index}.npy", spec.dtype, (len(arrays), *spec.shape))
                 for sample, array in enumerate(arrays):
                     typed = np.ascontiguousarray(array).view(binding.dtype)
-                    kept[sample] = artifacts.from_engine(typed, binding, spec)
+                    kept[sample] = artifacts.from_engine(typed, binding, spec).reshape(spec.shape)
                 kept.flush()
         return {"latency_ms": facts["latency_ms"], "engine_version": facts["engine_version"]}
 
@@ -157,22 +157,26 @@ def _run(artifact: Artifact, samples: Path, out: Path, *, timed: int) -> dict[st
         place = error.message.find(CANNOT_BE)
         if place < 0:
             raise
+        verdict = error.message[place:].rstrip(".")
+        cause = "pnnx wrote a layer that ncnn doesn't have" if "not exists" in verdict else "pnnx misread the model"
         raise VariantError(
-            error.message[place:].rstrip("."),
-            "pnnx wrote something that ncnn has no layer for. Simplify or rewrite that part of the model, leave it to "
-            f"the caller, or use another engine. {error.hint}",
+            verdict,
+            f"It is likely that {cause}. Rewrite that part of the model, leave it to the caller, or use another "
+            f"engine. {error.hint}",
             log=error.log,
         ) from error
 
 
 def _fit(draft: Artifact, model: Model, axes: list[int | None], param: list[list[str]]) -> Artifact:
     """Find how ncnn wants the inputs (which unit axis is dropped) by running the files on made-up values."""
-    names = {layer[1] for layer in param if layer[0] == "Input"}
-    if absent := [i for i in range(len(model.inputs)) if f"in{i}" not in names]:
-        raise VariantError(
-            f"cannot be loaded by ncnn: pnnx dropped the input {model.inputs[absent[0]].name!r}",
-            "Remove inputs that the model doesn't use.",
-        )
+    blobs = {name for layer in param for name in _blobs(layer)[1]}
+    for kind, specs in (("in", model.inputs), ("out", model.outputs)):
+        for index, spec in enumerate(specs):
+            if f"{kind}{index}" not in blobs:
+                raise VariantError(
+                    f"cannot be loaded by ncnn: pnnx dropped the {kind}put {spec.name!r}",
+                    "Remove inputs that the model doesn't use, and outputs that don't depend on an input.",
+                )
     first: VariantError | None = None
     for shapes in _layouts(model.inputs, axes):
         candidate = replace(

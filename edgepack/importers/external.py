@@ -148,6 +148,8 @@ def _parts(entry: External) -> list[str]:
         raise _refuse(entry, "it names no file")
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in location):
         raise _refuse(entry, "the name holds a control character")
+    if any("\ud800" <= character <= "\udfff" for character in location):
+        raise _refuse(entry, "the name is not UTF-8")
     if "\\" in location or re.match(r"[A-Za-z]:", location):
         raise _refuse(entry, "the name is written for Windows", ONE_FILE)
     if location.startswith("/"):

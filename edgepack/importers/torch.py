@@ -71,7 +71,8 @@ class TorchImporter:
                 parts["name"] = sha256_text(source)
                 parts["code"] = factory.digest(source, Path.cwd(), options.get("pythonpath") or ())
             if python is not None:
-                parts["python"] = sha256_text(_versions(python))
+                parts["python"] = self._known.setdefault(python, "") or sha256_text(_versions(python))
+                self._known[python] = parts["python"]
             self._known[seen] = digest_of(parts)
         return self._known[seen]
 

@@ -31,6 +31,8 @@ def select(target: Target, engine: str) -> Compiler:
         if compiler is not None:
             return compiler
     advice = " ".join(filter(None, (toolchain.advice(target) for toolchain in found)))
+    linked = "a static program" if static else f"a program that needs no more than {target.libc} {target.libc_version}"
     raise ToolMissing(
-        f"No C++ compiler for {target.name} ({target.arch}, {target.libc} {target.libc_version}).", advice
+        f"No C++ compiler here can make {linked} for {target.name} ({target.arch}), which {engine}'s harness must be.",
+        advice,
     )

@@ -10,7 +10,7 @@ from edgepack.types import Compiler, Target
 
 
 class CMakeFile:
-    """Hands the file to CMake and believes it; the ELF files it makes are checked as any other's."""
+    """Hands the file to CMake and believes it; the ELF files that it makes are checked as any other's."""
 
     name = "cmake_file"
     version = "1"
@@ -21,7 +21,10 @@ class CMakeFile:
             return None
         path = Path(target.cmake_toolchain_file).expanduser()
         if not path.is_file():
-            raise ToolMissing(f"The toolchain file {path} of {target.name} doesn't exist.", "Correct its path.")
+            raise ToolMissing(
+                f"The CMake toolchain file {path} of the target {target.name} doesn't exist.",
+                "Correct `cmake_toolchain_file` in the profile, or remove it to let edgepack choose a compiler.",
+            )
         return Compiler(
             toolchain=self.name,
             description=path.name,

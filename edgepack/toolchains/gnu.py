@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack import process
-from edgepack.cache import sha256_text
-from edgepack.config import MACHINES
-from edgepack.runtimes import version
+from edgepack.cache import sha256_file, sha256_text
+from edgepack.elf import libc_version, version
+from edgepack.this_machine import MACHINES
 from edgepack.toolchains import TRIPLES
 from edgepack.types import Compiler, Target
 
-# glibc 2.34 merged libpthread and libdl into libc: what g++ links dynamically on a newer system needs at least that.
-LEAST_GLIBC = "2.34"
-FLAGS = {"armhf": "-march=armv7-a -mfpu=neon-vfpv4 -mfloat-abi=hard"}
+# What a program linked against a libc of at least that version needs: 2.34 merged libpthread and libdl into libc,
+# since 2.35 libgcc's unwinder asks for _dl_find_object, from 2.38 on g++ turns strtol and its like into C23's.
+_STEPS = ("2.38", "2.35", "2.34")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """One g++ on PATH: what it says of itself, the version of its C library, and a digest of what it links."""
+
+    told: str
+    number: str
+    libc: str
+    digest: str
 
 
 class Gnu:
     """GCC from the system's packages."""
 
     name = "gnu"
-    version = "1"
+    version = "2"
 
     def locate(self, target: Target, *, static: bool) -> Compiler | None:
-        """A g++ for the target's architecture whose libc the target can take."""
-        if target.os not in ("linux", "android") or (target.os == "android" and not static):
-            return None
-        if not static and (target.libc != "glibc" or version(target.libc_version) < version(LEAST_GLIBC)):
-            return None
+        """A g++ for the target's architecture, whose libc the target can take unless the program is static."""
         triple = TRIPLES[target.arch]
         native = MACHINES.get(platform.machine()) == target.arch
         prefix = "" if native else f"{triple}-"
         cxx = shutil.which(f"{prefix}g++")
         if cxx is None or shutil.which(f"{prefix}gcc") is None:
             return None
-        told = process.run([cxx, "--version"], limits=process.Limits(seconds=30)).stdout.splitlines()[0]
-        number = re.search(r"\d+\.\d+\.\d+", told)
-        flags = FLAGS.get(target.arch, "")
+        found = _examine(cxx)
+        if not static and (target.libc != "glibc" or version(needed(found.libc)) > version(target.libc_version)):
+            return None
         args = [
             f"-DCMAKE_C_COMPILER={prefix}gcc",
             f"-DCMAKE_CXX_COMPILER={prefix}g++",
             "-DCMAKE_EXE_LINKER_FLAGS=-static-libstdc++ -static-libgcc",
         ]
-        if flags:
+        if flags := _flags(target):
             args += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]
         if not native:
             processor = "arm" if target.arch == "armhf" else target.arch
@@ -53,8 +60,8 @@ class Gnu:
         sysroot = Path("/usr") / triple
         return Compiler(
             toolchain=self.name,
-            description=f"{prefix}g++ {number.group() if number else ''}".strip(),
-            digest=sha256_text("\n".join([told, self.version, *args])),
+            description=f"{prefix}g++ {found.number}".strip(),
+            digest=sha256_text("\n".join([found.told, found.digest, self.version, *args])),
             cmake_args=tuple(args),
             sysroot=sysroot if not native and sysroot.is_dir() else None,
             static=static,
@@ -64,3 +71,33 @@ class Gnu:
         """The Debian package to install."""
         package = f"g++-{TRIPLES[target.arch]}" if MACHINES.get(platform.machine()) != target.arch else "g++"
         return f"Debian and Ubuntu: `apt install {package} cmake ninja-build`."
+
+
+def needed(libc: str) -> str:
+    """The newest glibc symbol version of our programs when they are linked against glibc `libc`."""
+    return next((step for step in _STEPS if version(libc) >= version(step)), libc)
+
+
+def _flags(target: Target) -> str:
+    # Debian's armhf is VFPv3 with 16 registers and no NEON; the profile may promise more.
+    if target.arch != "armhf":
+        return ""
+    if "vfpv4" in target.cpu_features and "neon" in target.cpu_features:
+        return "-march=armv7-a+neon-vfpv4 -mfloat-abi=hard"
+    return "-march=armv7-a+simd -mfloat-abi=hard" if "neon" in target.cpu_features else ""
+
+
+@functools.cache
+def _examine(cxx: str) -> _Found:
+    def ask(*argv: str) -> str:
+        return process.run([cxx, *argv], limits=process.Limits(seconds=30)).stdout.strip()
+
+    told = ask("--version").split("\n")[0]
+    files = [Path(ask(f"-print-file-name={name}")) for name in ("libc.so.6", "libc.a", "libstdc++.a", "libgcc.a")]
+    there = [path for path in files if path.is_file()]
+    return _Found(
+        told=told,
+        number=ask("-dumpfullversion"),
+        libc=libc_version(files[0]) if files[0].is_file() else "",
+        digest=sha256_text("\n".join(f"{path.name} {sha256_file(path)}" for path in there)),
+    )

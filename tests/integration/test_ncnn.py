@@ -177,6 +177,44 @@ def test_a_uint8_picture_is_handed_over_as_float(tmp_path: Path) -> None:
     assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > 80
 
 
+def test_an_attention_mask_of_int64_that_is_reshaped_before_its_cast_works(tmp_path: Path) -> None:
+    model = net(
+        tmp_path,
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("Unsqueeze", ["mask", "axes"], ["m"]),
+            helper.make_node("Cast", ["m"], ["f"], to=FLOAT),
+            helper.make_node("Mul", ["c", "f"], ["y"]),
+        ],
+        [("x", FLOAT, (1, 3, 8, 8)), ("mask", INT64, (1, 6))],
+        [("y", FLOAT, (1, 2, 6, 6))],
+        w=RNG.normal(0, 1, (2, 3, 3, 3)).astype(np.float32),
+        axes=np.array([1, 2]),
+    )
+    x, mask = RNG.normal(0, 1, (3, 1, 3, 8, 8)).astype(np.float32), RNG.integers(0, 2, (3, 1, 6))
+    inputs = samples(tmp_path / "in", x, mask)
+    got = run(model, export(model, Precision.FP32, tmp_path), inputs, tmp_path)[0]
+    assert sqnr(reference(model, inputs)[0], got) > 80
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_sum_over_one_axis_is_not_lost(tmp_path: Path, keepdims: int) -> None:
+    model = net(
+        tmp_path,
+        [
+            helper.make_node("Gather", ["table", "ids"], ["e"]),
+            helper.make_node("ReduceSum", ["e", "axes"], ["y"], keepdims=keepdims),
+        ],
+        [("ids", INT64, (1, 6))],
+        [("y", FLOAT, (1, 1, 8) if keepdims else (1, 8))],
+        table=RNG.normal(0, 1, (50, 8)).astype(np.float32),
+        axes=np.array([1]),
+    )
+    inputs = samples(tmp_path / "in", RNG.integers(0, 50, (3, 1, 6)))
+    got = run(model, export(model, Precision.FP32, tmp_path), inputs, tmp_path)[0]
+    assert sqnr(reference(model, inputs)[0], got) > 80
+
+
 def test_a_mask_that_is_cast_at_the_end_comes_back_as_whole_numbers(tmp_path: Path) -> None:
     model = net(
         tmp_path,
@@ -255,6 +293,27 @@ def test_a_model_without_convolutions_has_no_int8(tmp_path: Path) -> None:
     calibration = samples(tmp_path / "calibration", np.ones((2, 1, 4, 4, 4), np.float32))
     with pytest.raises(Unsupported, match="none of them"):
         export(model, Precision.INT8, tmp_path, calibration)
+
+
+def test_a_product_of_matrices_is_quantized_too(tmp_path: Path) -> None:
+    model = net(
+        tmp_path,
+        [
+            helper.make_node("Gather", ["table", "ids"], ["e"]),
+            helper.make_node("MatMul", ["e", "w"], ["m"]),
+            helper.make_node("Add", ["m", "b"], ["y"]),
+        ],
+        [("ids", INT64, (1, 6))],
+        [("y", FLOAT, (1, 6, 64))],
+        table=RNG.normal(0, 1, (50, 32)).astype(np.float32),
+        w=RNG.normal(0, 1, (32, 64)).astype(np.float32),
+        b=RNG.normal(0, 1, 64).astype(np.float32),
+    )
+    inputs = samples(tmp_path / "in", RNG.integers(0, 50, (3, 1, 6)))
+    export(model, Precision.FP32, tmp_path)
+    artifact = export(model, Precision.INT8, tmp_path, inputs)
+    assert len(artifact.facts["quantized"]) == 1 and "Embed" in artifact.facts["float"][0]
+    assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > 25
 
 
 def test_nan_in_the_calibration_data_names_the_blob(tmp_path: Path) -> None:

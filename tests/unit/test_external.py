@@ -211,6 +211,13 @@ def test_the_right_checksum_passes(folder: Path) -> None:
     assert gate(folder, model(tensor(location="w.bin", checksum=right))) == ["w.bin"]
 
 
+def test_a_location_that_is_not_utf8_is_refused(folder: Path) -> None:
+    content = saved(folder, model(tensor(location="w.bin")))
+    content.write_bytes(content.read_bytes().replace(b"w.bin", b"\xff.bin"))
+    with pytest.raises(ModelError, match="not UTF-8"):
+        external.check(external.scan(content), folder)
+
+
 def test_a_key_that_is_there_twice_is_refused(folder: Path) -> None:
     twice = tensor(location="w.bin")
     twice.external_data.add(key="location", value="../secret")

@@ -263,3 +263,31 @@ def test_halving_keeps_a_layer_that_does_not_fit_out_of_float16_arithmetic() -> 
     assert q.halve({}, layers, q.locate(layers, data), data, file) == {"float32": ["l"]}
     assert file.getvalue() == tagged(good.astype(np.float16), q.HALF) + tagged(bad)
     assert [parsed.params.get("31") for parsed in layers] == [None, "3"]
+
+
+def test_a_bias_too_small_for_float16_does_not_keep_its_layer_in_float32() -> None:
+    layers = q.read_param("7767517\n1 1\n" + layer("Gemm", "5=1", "6=1", "8=2", "9=4", "10=4"))
+    weights, bias = np.arange(8, dtype=np.float32), np.full(2, 1e-9, np.float32)
+    data = np.frombuffer(tagged(weights) + tagged(bias), np.uint8)
+    file = BytesIO()
+    assert q.halve({}, layers, q.locate(layers, data), data, file) == {"float32": []}
+    assert file.getvalue() == tagged(weights.astype(np.float16), q.HALF) + tagged(bias)
+
+
+def test_attention_and_gemm_get_the_factors_that_ncnn_reads() -> None:
+    parsed = q._layer(layer("MultiHeadAttention", "0=4", "1=2", "2=16"))
+    arrays = [RNG.normal(0, 1, 16).astype(np.float32) if i % 2 == 0 else np.zeros(4, np.float32) for i in range(8)]
+    data = np.frombuffer(b"".join(tagged(a) if i % 2 == 0 else a.tobytes() for i, a in enumerate(arrays)), np.uint8)
+    written = q.quantize_attention(parsed, q.locate([parsed], data)[0], data)
+    assert len(written) == 4 * (4 + 16 + 4 * 4) + 4 * (4 + 4 + 4 + 1)
+    factors = np.frombuffer(written[-52:], np.float32)
+    assert factors[:4] == pytest.approx(127 / np.abs(arrays[0].reshape(4, 4)).max(axis=1))
+    assert factors[12] == pytest.approx(127 / np.abs(arrays[6]).max())
+    assert parsed.params["18"] == "2"
+
+    gemm = q._layer(layer("Gemm", "5=1", "6=1", "8=2", "9=4", "10=4"))
+    data = np.frombuffer(tagged(np.arange(8, dtype=np.float32)) + tagged(np.ones(2, np.float32)), np.uint8)
+    written = q.quantize_gemm(gemm, q.locate([gemm], data)[0], data)
+    assert written == q.tagged_int8(np.rint(np.arange(8) * 127 / 7).astype(np.int8)) + tagged(
+        np.ones(2, np.float32)
+    ) + q.raw(127 / 7)

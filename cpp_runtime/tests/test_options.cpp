@@ -1,0 +1,46 @@
+#include "options.h"
+
+#include "check.h"
+
+using namespace edgepack;
+
+namespace {
+
+std::string refusal(std::vector<const char*> words) {
+  words.insert(words.begin(), "edgepack-null");
+  Options options;
+  std::string error;
+  return parse_options(static_cast<int>(words.size()), words.data(), &options, &error) ? "accepted" : error;
+}
+
+}  // namespace
+
+TEST("a full line is understood") {
+  const char* words[] = {"edgepack-null", "bench", "--variant", "v", "--golden", "g", "--threads", "4", "--min-time", "0.5", "--min-runs", "3"};
+  Options o;
+  std::string error;
+  CHECK(parse_options(12, words, &o, &error));
+  CHECK_EQ("bench", o.command);
+  CHECK_EQ("v", o.variant);
+  CHECK_EQ("g", o.golden);
+  CHECK_EQ(int64_t{4}, o.threads);
+  CHECK_EQ(0.5, o.min_seconds);
+  CHECK_EQ(int64_t{3}, o.min_runs);
+}
+
+TEST("what can't be understood is named") {
+  CHECK_EQ("no command given", refusal({}));
+  CHECK_EQ("there is no command 'train'", refusal({"train"}));
+  CHECK_EQ("info needs --variant", refusal({"info"}));
+  CHECK_EQ("self-test needs --golden", refusal({"self-test", "--variant", "v"}));
+  CHECK_EQ("run needs --outputs", refusal({"run", "--variant", "v", "--inputs", "i"}));
+  CHECK_EQ("info has no option '--golden'", refusal({"info", "--variant", "v", "--golden", "g"}));
+  CHECK_EQ("--variant needs a value", refusal({"info", "--variant"}));
+  for (const char* number : {"0", "-1", "257", "two", "1.5", "", "9999999999999"}) {
+    CHECK_EQ("--threads must be a whole number from 1 to 256", refusal({"info", "--variant", "v", "--threads", number}));
+  }
+  CHECK_EQ("--min-time must be seconds, at most 3600",
+           refusal({"bench", "--variant", "v", "--golden", "g", "--min-time", "1e9"}));
+}
+
+CHECK_MAIN

@@ -1,0 +1,107 @@
+"""What is wrong with samples, told before INT8 is calibrated on them or accuracy is measured with them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepack import log, preprocess
+from edgepack.errors import CalibrationError
+from edgepack.types import Preprocess, TensorSpec
+
+Array = npt.NDArray[Any]
+ANY_INPUT = "*"
+FEW = 16  # below this many samples INT8 ranges and figures of accuracy are guesses
+SLACK = 0.05  # how far outside the declared range arrays may lie, as a share of it
+NARROW = 0.02  # arrays that fill less than this share of the declared range are on another scale
+
+
+class Seen:
+    """What passed by of one input: its range, and whether anything ever changed."""
+
+    def __init__(self, spec: TensorSpec, source: Path) -> None:
+        self.spec, self.source = spec, source
+        self.low, self.high = np.inf, -np.inf
+        self.first: Array | None = None
+        self.identical = True
+
+    def watch(self, rows: Iterable[Array]) -> Iterator[Array]:
+        """Pass `rows` on. Raises `CalibrationError` at a value that is not finite."""
+        for number, row in enumerate(rows):
+            if row.dtype.kind == "f" and not np.isfinite(row).all():
+                what = "NaN" if np.isnan(row).any() else "an infinite value"
+                raise CalibrationError(
+                    f"Sample {number} of the input {self.spec.name!r} from {self.source} has {what}.",
+                    "Remove that sample, or find out why its preparation divides by zero.",
+                )
+            if row.size:
+                self.low, self.high = min(self.low, float(row.min())), max(self.high, float(row.max()))
+            if self.first is None:
+                self.first = row.copy()
+            elif self.identical:
+                self.identical = np.array_equal(self.first, row)
+            yield row
+
+    def check_range(self, declared: Preprocess | None) -> None:
+        """Hold ready-made arrays against the range that the declaration gives pictures."""
+        if declared is None or np.dtype(self.spec.dtype).kind != "f":
+            return
+        low, high = preprocess.value_range(declared)
+        slack = SLACK * (high - low)
+        span = f"values from {self.low:.4g} to {self.high:.4g}"
+        meant = f"the declared mean and std give {low:.4g} to {high:.4g}"
+        if self.low < low - slack or self.high > high + slack:
+            raise CalibrationError(
+                f"The input {self.spec.name!r} from {self.source} has {span}, but {meant}.",
+                "Arrays are used as they are: save them after (x - mean) / std, or correct mean and std.",
+            )
+        if self.high - self.low < NARROW * (high - low):
+            log.warn(f"input {self.spec.name!r} from {self.source} has only {span}; {meant}: is that the same scale?")
+
+
+def check_varied(watched: list[Seen], source: Path, count: int) -> None:
+    """Constant inputs teach nothing. One that never changes among others that do (a mask, a sample rate) is normal."""
+    if all(seen.low == seen.high for seen in watched):
+        raise CalibrationError(
+            f"Every value of every sample in {source} is the same number.",
+            "Check how the data were prepared; INT8 ranges can't be learned from a constant.",
+        )
+    if count > 1 and all(seen.identical for seen in watched):
+        raise CalibrationError(
+            f"All {count} samples of {source} are identical.", "Give different ones, some tens of real inputs."
+        )
+    for seen in watched:
+        if count > 1 and seen.identical and np.dtype(seen.spec.dtype).kind == "f":
+            log.warn(f"input {seen.spec.name!r} is the same in all {count} samples of {source}")
+    if count < FEW:
+        log.warn(f"{source} holds only {count} sample(s): INT8 ranges and accuracy figures want some tens")
+
+
+def check_declared(inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess]) -> None:
+    """Refuse a declaration for an input that the model doesn't have."""
+    names = [spec.name for spec in inputs]
+    for name in declared:
+        if name == ANY_INPUT and len(inputs) > 1 and name not in names:
+            raise CalibrationError(
+                f'The preprocess declaration [input."*"] is for a model with one input; this one has {len(inputs)}.',
+                f"Name the input: {', '.join(map(repr, names))}.",
+            )
+        if name != ANY_INPUT and name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise CalibrationError(
+                f"The preprocess declaration names the input {name!r}, which the model doesn't have.{guess}",
+                f"The model's inputs: {', '.join(map(repr, names))}.",
+            )
+
+
+def declared_for(
+    spec: TensorSpec, inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess]
+) -> Preprocess | None:
+    """The declaration of one input, or None."""
+    return declared.get(spec.name) or (declared.get(ANY_INPUT) if len(inputs) == 1 else None)
