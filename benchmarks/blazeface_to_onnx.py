@@ -15,12 +15,11 @@
 A script of its own because tflite2onnx needs an onnx that is older than everything else here.
 """
 
-import contextlib
-import io
+import logging
 import sys
 
 import tflite2onnx
 
 if __name__ == "__main__":
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning for every float16 constant
-        tflite2onnx.convert(sys.argv[1], sys.argv[2])
+    logging.disable(logging.WARNING)  # it warns of every float16 constant
+    tflite2onnx.convert(sys.argv[1], sys.argv[2])

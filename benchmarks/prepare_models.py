@@ -253,7 +253,7 @@ def silero(folder: Path) -> list[dict[str, object]]:
 
     def make(part: str, count: int) -> dict[str, np.ndarray]:
         """Frames of 512 samples with the 64 before them, and the state that the model had there."""
-        voice = "en-us" if part == "calibration" else "en-gb"
+        voice = "en-us" if part == "calibration" else "en"  # American, British
         wave = speech.speak(inputs.sentences(part)[:12], voice, len(part))
         state, rows = np.zeros((2, 1, 128), np.float32), []
         for start in range(64, len(wave) - 512, 512):

@@ -28,7 +28,8 @@ def speak(sentences: list[str], voice: str, seed: int) -> np.ndarray:
 
     callback = Callback(keep)  # must outlive the calls below
     library.espeak_SetSynthCallback(callback)
-    library.espeak_SetVoiceByName(voice.encode())
+    if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise SystemExit(f"espeak-ng has no voice {voice!r}.")
     random = np.random.default_rng(seed)
     spoken = []
     for sentence in sentences:

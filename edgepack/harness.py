@@ -103,9 +103,9 @@ def _arguments(engine: str, spec: RuntimeSpec, target: Target, compiler: Compile
 
 
 def _cpu_features(engine: str, target: Target) -> list[str]:
-    """What the CPU must have for this code, as far as edgepack chose it: ncnn is compiled for the profile's CPU."""
+    """What the CPU must have beyond its architecture's base, as far as edgepack knows: no ELF file tells."""
     if engine == "ncnn":
-        return sorted(target.cpu_features)
+        return ncnn_source.used_features(target)
     return sorted(runtimes.pin(engine, target.arch).get("cpu_features", []))
 
 

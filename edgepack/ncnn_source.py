@@ -25,8 +25,24 @@ LAYERS = "-DEDGEPACK_NCNN_LAYERS="
 _PARTS = ("CMakeLists.txt", "LICENSE.txt", "cmake", "src")
 _CREATE = re.compile(r"\bcreate_layer(?:_cpu)?\s*\(\s*(?:ncnn::)?LayerType::(\w+)")
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
-_X86 = ("AVX", "FMA", "F16C", "AVX2", "AVX512", "AVX512VNNI")
-_X86_OTHER = ("FMA4", "XOP", "AVXVNNI", "AVXVNNIINT8", "AVXVNNIINT16", "AVXNECONVERT", "AVX512BF16", "AVX512FP16")
+# Instruction sets that a profile may switch on, by the features that stand for them; all others are off.
+_FEATURES = {
+    "NCNN_ARM82": ("asimdhp",),
+    "NCNN_ARM82DOT": ("asimddp",),
+    "NCNN_ARM82FP16FML": ("asimdfhm",),
+    "NCNN_ARM84I8MM": ("i8mm",),
+    "NCNN_VFPV4": ("neon", "vfpv4"),
+    "NCNN_RVV": ("v",),
+    "NCNN_ZFH": ("zfh",),
+    "NCNN_ZVFH": ("zvfh",),
+    "NCNN_AVX": ("avx",),
+    "NCNN_FMA": ("fma",),
+    "NCNN_F16C": ("f16c",),
+    "NCNN_AVX2": ("avx2",),
+    "NCNN_AVX512": ("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"),
+    "NCNN_AVX512VNNI": ("avx512_vnni",),
+}
+_X86_NEVER = ("FMA4", "XOP", "AVXVNNI", "AVXVNNIINT8", "AVXVNNIINT16", "AVXNECONVERT", "AVX512BF16", "AVX512FP16")
 
 
 def arguments(target: Target, layers: Iterable[str]) -> tuple[str, ...]:
@@ -51,6 +67,12 @@ def arguments(target: Target, layers: Iterable[str]) -> tuple[str, ...]:
     }
     flags = [f"-D{name}={'ON' if on else 'OFF'}" for name, on in sorted(options.items())]
     return (*flags, f"{LAYERS}{';'.join(sorted(set(layers)))}")
+
+
+def used_features(target: Target) -> list[str]:
+    """The CPU features, by their names in /proc/cpuinfo, that ncnn's code uses when it is compiled for `target`."""
+    on = _instructions(target.arch, set(target.cpu_features))
+    return sorted({feature for option, features in _FEATURES.items() if on.get(option) for feature in features})
 
 
 def layer_arguments(arguments: Iterable[str], source: Path, arch: str) -> list[str]:
@@ -120,33 +142,34 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def _instructions(arch: str, has: set[str]) -> dict[str, bool]:
+    """ncnn's options for instruction sets. ncnn nests them: one needs those before it."""
+
+    def on(*options: str) -> bool:
+        return all(has.issuperset(_FEATURES[f"NCNN_{option}"]) for option in options)
+
     if arch == "aarch64":
-        half = "asimdhp" in has
-        dot, fml = half and "asimddp" in has, half and "asimdfhm" in has
         return {
-            "NCNN_ARM82": half,
-            "NCNN_ARM82DOT": dot,
-            "NCNN_ARM82FP16FML": fml,
+            "NCNN_ARM82": on("ARM82"),
+            "NCNN_ARM82DOT": on("ARM82", "ARM82DOT"),
+            "NCNN_ARM82FP16FML": on("ARM82", "ARM82FP16FML"),
             "NCNN_ARM84BF16": False,
-            "NCNN_ARM84I8MM": dot and fml and "i8mm" in has,
+            "NCNN_ARM84I8MM": on("ARM82", "ARM82DOT", "ARM82FP16FML", "ARM84I8MM"),
             "NCNN_ARM86SVE": False,  # a third of the compile time, and no profile has it on every core
         }
     if arch == "armhf":
-        return {"NCNN_VFPV4": bool(has & {"vfpv4", "neon-vfpv4"})}
+        return {"NCNN_VFPV4": on("VFPV4")}
     if arch == "riscv64":
-        vector = "v" in has
-        return {"NCNN_RVV": vector, "NCNN_XTHEADVECTOR": False, "NCNN_ZFH": "zfh" in has, "NCNN_ZVFH": "zvfh" in has}
-    avx512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"} <= has
-    fma = {"avx", "fma", "f16c"} <= has
-    on = {
-        "AVX": "avx" in has,
-        "FMA": fma,
-        "F16C": fma,
-        "AVX2": fma and "avx2" in has,
-        "AVX512": fma and avx512 and "avx2" in has,
-        "AVX512VNNI": fma and avx512 and "avx512_vnni" in has,
+        zvfh = on("RVV", "ZFH", "ZVFH")
+        return {"NCNN_RVV": on("RVV"), "NCNN_XTHEADVECTOR": False, "NCNN_ZFH": on("ZFH"), "NCNN_ZVFH": zvfh}
+    return {
+        "NCNN_AVX": on("AVX"),
+        "NCNN_FMA": on("AVX", "FMA", "F16C"),
+        "NCNN_F16C": on("AVX", "FMA", "F16C"),
+        "NCNN_AVX2": on("AVX", "FMA", "F16C", "AVX2"),
+        "NCNN_AVX512": on("AVX", "FMA", "F16C", "AVX2", "AVX512"),
+        "NCNN_AVX512VNNI": on("AVX", "FMA", "F16C", "AVX2", "AVX512", "AVX512VNNI"),
+        **{f"NCNN_{name}": False for name in _X86_NEVER},
     }
-    return {f"NCNN_{name}": on.get(name, False) for name in (*_X86, *_X86_OTHER)}
 
 
 def _uses(src: Path, folder: str, name: str, known: list[str]) -> set[str]:

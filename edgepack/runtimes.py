@@ -162,8 +162,8 @@ def read_member(archive: Path, name: str) -> bytes:
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as wheel:
                 info = wheel.getinfo(name)
-                mode = info.external_attr >> 16
-                if info.is_dir() or (mode and not stat.S_ISREG(mode)) or info.file_size > BIGGEST_MEMBER:
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                if info.is_dir() or kind not in (0, stat.S_IFREG) or info.file_size > BIGGEST_MEMBER:
                     raise IntegrityError(f"{name} in {archive.name} is not a regular file of sane size.")
                 return wheel.read(info)
         with tarfile.open(archive) as sdist:

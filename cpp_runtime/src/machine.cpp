@@ -1,7 +1,6 @@
 #include "machine.h"
 
 #include <dirent.h>
-#include <sys/resource.h>
 #include <sys/utsname.h>
 #include <time.h>
 
@@ -15,8 +14,8 @@
 namespace edgepack {
 namespace {
 
-// The value of the first line "name : value" of /proc/cpuinfo.
-std::string cpuinfo(std::string_view text, std::string_view name) {
+// The value of the first line "name : value" of a file such as /proc/cpuinfo.
+std::string field(std::string_view text, std::string_view name) {
   while (!text.empty()) {
     const size_t end = text.find('\n');
     const std::string_view line = text.substr(0, end);
@@ -47,19 +46,21 @@ class ThisMachine final : public Machine {
     return static_cast<int64_t>(now.tv_sec) * 1000000000 + now.tv_nsec;
   }
 
+  // Not getrusage: its peak survives exec, so it would be that of the program which started this one.
   int64_t peak_rss_bytes() override {
-    rusage usage{};
-    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
-    return static_cast<int64_t>(usage.ru_maxrss) * 1024;  // Linux counts in KiB
+    const std::string kib = field(read_proc("/proc/self/status"), "VmHWM");
+    int64_t bytes = 0;
+    for (size_t i = 0; i < kib.size() && kib[i] >= '0' && kib[i] <= '9'; ++i) bytes = bytes * 10 + (kib[i] - '0');
+    return bytes * 1024;
   }
 
   std::string cpu() override {
     const std::string text = read_proc("/proc/cpuinfo");
-    std::string name = cpuinfo(text, "model name");
-    if (name.empty()) name = cpuinfo(text, "uarch");  // RISC-V
-    if (name.empty() && !cpuinfo(text, "CPU part").empty()) {
+    std::string name = field(text, "model name");
+    if (name.empty()) name = field(text, "uarch");  // RISC-V
+    if (name.empty() && !field(text, "CPU part").empty()) {
       // Arm kernels give numbers; together they name the core (0x41 0xd0b is a Cortex-A76).
-      name = cpuinfo(text, "CPU implementer") + " " + cpuinfo(text, "CPU part");
+      name = field(text, "CPU implementer") + " " + field(text, "CPU part");
     }
     utsname system{};
     if (name.empty() && uname(&system) == 0) name = system.machine;

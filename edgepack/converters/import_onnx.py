@@ -177,7 +177,14 @@ def check_weights(model: onnx.ModelProto, name: str) -> None:
             continue
         if dtype.kind != "f":
             continue
-        array = onnx.numpy_helper.to_array(tensor)
+        try:
+            array = onnx.numpy_helper.to_array(tensor)
+        except ValueError as error:
+            raise Refused(
+                f"{name}: the numbers of the tensor {tensor_name!r} don't fill its shape: {one_line(error)}.",
+                "The file is damaged: copy or download it again.",
+                "EP303",
+            ) from error
         is_weight = tensor_name in weights
         for what, count in (("NaN", np.isnan(array).sum()), ("infinite", np.isinf(array).sum())):
             # A lone NaN is a constant that some exporters write on purpose, and never a weight.

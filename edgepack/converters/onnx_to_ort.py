@@ -25,7 +25,6 @@ from pathlib import Path
 
 import onnxruntime
 
-
 ADDR_NO_RANDOMIZE = 0x0040000  # of sys/personality.h
 QUERY = 0xFFFFFFFF
 
@@ -62,7 +61,7 @@ def fix_addresses() -> None:
     if now == -1 or now & ADDR_NO_RANDOMIZE:
         return
     if libc.personality(now | ADDR_NO_RANDOMIZE) != -1:
-        os.execv(sys.executable, [sys.executable, "-I", *sys.argv])
+        os.execv(sys.executable, [sys.executable, "-I", *sys.argv])  # noqa: S606 - there is no shell
 
 
 if __name__ == "__main__":

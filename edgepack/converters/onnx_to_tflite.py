@@ -40,6 +40,8 @@ def main() -> None:
     rename(model)
     fold_filled_constants(model.graph)
     model.ir_version = min(model.ir_version, IR_VERSION)
+    # A shape that it doesn't know makes onnx2tf guard against empty batches, with code that doesn't load.
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     copy = scratch / "model.onnx"
     onnx.save(model, copy)
     constants = {tensor.name for tensor in model.graph.initializer}

@@ -234,6 +234,7 @@ class Histogram:
         self.counts = np.zeros(2 * BINS, np.int64)
 
     def add(self, values: np.ndarray) -> None:
+        """Count the values of one sample."""
         flat = values.ravel()
         if not flat.size:
             return

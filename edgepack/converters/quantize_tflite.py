@@ -20,12 +20,14 @@
 
 Request: ``model`` (the float32 file), ``precision``: ``int8`` (weights and activations; ranges from ``samples``, a
 tensor folder in the file's own layout, with ``inputs``, the tensor names in its order) or ``fp16`` (weights stored as
-float16 and widened at run time, float32 at the surface). Writes ``model.tflite``; the result's ``tensors`` tell dtype,
-scale and zero point of every tensor at the surface.
+float16 and widened at run time, float32 at the surface). Writes ``model.tflite``; the result's ``inputs`` and
+``outputs`` tell, for each name of the float file, the name, dtype, scale and zero point in the new one.
 
 The tool's own calibration smooths minimum and maximum over the samples, which cuts what few samples have. Ranges
 are gathered here as in quantize_onnx.py: streaming histograms, and several shares of values left outside, of
-which the best on the calibration samples is kept.
+which the best on the calibration samples is kept. Three recipes are tried in this order until one is good:
+``full`` (everything in integers), ``lean`` (sums, products and activation functions in float: what
+normalisations and squeeze-and-excite need) and ``dynamic`` (int8 weights, activations quantized as they come).
 """
 
 import dataclasses
@@ -37,18 +39,39 @@ from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from ai_edge_quantizer import quantizer, recipe
+from ai_edge_quantizer import quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
-from ai_edge_quantizer.qtyping import ComputePrecision, OpQuantizationConfig, TensorDataType
-from ai_edge_quantizer.qtyping import TensorQuantizationConfig, TFLOperationName
+from ai_edge_quantizer.qtyping import (
+    ComputePrecision,
+    OpQuantizationConfig,
+    TensorDataType,
+    TensorQuantizationConfig,
+    TFLOperationName,
+)
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
-CLIPS = (0.0, 1e-5, 1e-4)  # shares of values outside the range that are tried
+CLIPS = (1e-5, 0.0, 1e-4)  # shares of values outside the range that are tried
 JUDGED = 16  # calibration samples that decide between them
 BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
 PICKED = 1 << 16  # values of one tensor and sample that enter the histogram; minimum and maximum see all
 HUGE = 1e30  # what pads a maximum pooling is no value to measure
+GOOD = 12.0  # dB; below it the next recipe is tried
+HOPELESS = 8.0  # dB; a recipe that starts below it isn't tried further
+CLEARLY = 1.0  # dB by which a later recipe must be better
+
+SURFACE = ("INPUT", "OUTPUT")
+WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
+MOVING = (
+    "AVERAGE_POOL_2D", "CONCATENATION", "GATHER", "GATHER_ND", "MAX_POOL_2D", "MIRROR_PAD", "PACK", "PAD", "PADV2",
+    "RELU", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SLICE", "SPACE_TO_DEPTH", "SPLIT",
+    "STRIDED_SLICE", "TRANSPOSE", "UNPACK",
+)  # fmt: skip
+TABLES = ("GATHER",)  # embedding tables
+# Not quantized by any recipe: divisions, roots and differences, whose results need more than 256 steps.
+COMPUTING = (
+    "ADD", "BATCH_MATMUL", "GELU", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MEAN", "MUL", "SOFTMAX", "TANH",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -60,11 +83,11 @@ def main() -> None:
     except Exception as error:
         raise SystemExit(f"ai-edge-quantizer can't quantize this model: {one_line(error)}") from error
     (out / "model.tflite").write_bytes(data)
-    interpreter = load(data)
-    surface = [*interpreter.get_input_details(), *interpreter.get_output_details()]
+    before, after = Interpreter(request["model"]), load(data)
     result = {
         **facts,
-        "tensors": {detail["name"]: described(detail) for detail in surface},
+        "inputs": surface(before.get_input_details(), after.get_input_details()),
+        "outputs": surface(before.get_output_details(), after.get_output_details()),
         "ai_edge_quantizer": version("ai-edge-quantizer"),
     }
     (out / "result.json").write_text(json.dumps(result))
@@ -77,29 +100,65 @@ def fp16(model: str) -> bytes:
     )
     worker = quantizer.Quantizer(model)
     worker.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, AlgorithmName.FLOAT_CASTING)
-    return bytes(worker.quantize(enable_progress_report=False).quantized_model)
+    return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
 
 
 def int8(request: dict, facts: dict) -> bytes:
     uniform_quantize_tensor.uniform_quantize = of_any_rank(uniform_quantize_tensor.uniform_quantize)
-    model = request["model"]
-    worker = quantizer.Quantizer(model, recipe.static_wi8_ai8())
-    first = next(feeds(request))
-    ranges = worker.calibrate({signature(model): [first]}, num_threads=1)  # which tensors, and their shapes
-    histograms, wanted = calibrate(request, ranges)
-    best: tuple[float, float, bytes] | None = None
+    histograms, wanted = calibrate(request)
+    best: tuple[float, str, float, bytes] | None = None
+    for name, rules in recipes().items():
+        for clip, data in candidates(request, rules, histograms):
+            try:
+                ratio = signal_to_noise(data, request, wanted)
+            except RuntimeError:  # an integer kernel that refuses these values; the next recipe leaves it alone
+                break
+            if best is None or ratio > best[0] + (0.0 if name == best[1] else CLEARLY):
+                best = (ratio, name, clip, data)
+            if ratio < HOPELESS:
+                break
+        if best is not None and best[0] >= GOOD:
+            break
+    if best is None:
+        raise ValueError("no recipe fits its operators")
+    facts.update(sqnr_db=round(best[0], 2), recipe=best[1], clip=best[2])
+    return best[3]
+
+
+def recipes() -> dict[str, list]:
+    """What to quantize and how, in the tool's terms."""
+    full, lean, dynamic = (recipe_manager.RecipeManager() for _ in range(3))
+    for operator in TFLOperationName:
+        if operator.value in (*SURFACE, *WEIGHTED, *MOVING, *COMPUTING):
+            full.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
+        if operator.value in (*WEIGHTED, *MOVING):
+            lean.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
+        if operator.value in WEIGHTED:
+            dynamic.add_dynamic_config(".*", operator, num_bits=8)
+        if operator.value in TABLES:
+            dynamic.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
+    recipes = {"full": full, "lean": lean, "dynamic": dynamic}
+    return {name: manager.get_quantization_recipe() for name, manager in recipes.items()}
+
+
+def candidates(request: dict, rules: list, histograms: dict[str, "Histogram"]):
+    """Every try of one recipe: the share of values left outside, and the file."""
+    worker = quantizer.Quantizer(request["model"], rules)
+    ranges = {}
+    if worker.need_calibration:  # one sample shows which tensors the recipe asks about, and in what shape
+        ranges = worker.calibrate({signature(request["model"]): [next(feeds(request))]}, num_threads=1)
     for clip in CLIPS:
-        for name, histogram in histograms.items():
-            low, high = histogram.range(clip)
+        for name in ranges.keys() & histograms.keys():
+            low, high = histograms[name].range(clip)
             shape = np.shape(ranges[name]["min"])
             ranges[name] = {**ranges[name], "min": np.full(shape, low), "max": np.full(shape, high)}
-        data = bytes(worker.quantize(ranges, enable_progress_report=False).quantized_model)
-        ratio = signal_to_noise(data, request, wanted)
-        if best is None or ratio > best[0]:
-            best = (ratio, clip, data)
-    assert best is not None
-    facts.update(sqnr_db=round(best[0], 2), clip=best[1])
-    return best[2]
+        try:
+            result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        except (RuntimeError, ValueError):  # an operator that can't be quantized; the next recipe leaves it alone
+            return
+        yield clip, bytes(result.quantized_model)
+        if not ranges.keys() & histograms.keys():
+            return
 
 
 def of_any_rank(uniform_quantize):
@@ -115,8 +174,8 @@ def of_any_rank(uniform_quantize):
     return wrapped
 
 
-def calibrate(request: dict, ranges: dict) -> tuple[dict[str, "Histogram"], list[list[np.ndarray]]]:
-    """Histograms of every float activation that the tool asks about, and the outputs of the first samples."""
+def calibrate(request: dict) -> tuple[dict[str, "Histogram"], list[list[np.ndarray]]]:
+    """Histograms of every float activation, and the outputs of the first samples."""
     interpreter = tfl_interpreter_utils.create_tfl_interpreter(
         request["model"], use_xnnpack=True, num_threads=1, preserve_all_tensors=True
     )
@@ -126,18 +185,18 @@ def calibrate(request: dict, ranges: dict) -> tuple[dict[str, "Histogram"], list
     watched = {
         detail["name"]: (detail["index"], Histogram())
         for detail in interpreter.get_tensor_details()
-        if detail["name"] in ranges
-        and ranges[detail["name"]]
-        and detail["name"] not in constant
-        and detail["dtype"] is np.float32
+        if detail["name"] and detail["name"] not in constant and detail["dtype"] is np.float32
     }
     wanted = []
     for feed in feeds(request):
         for name, value in feed.items():
             interpreter.set_tensor(inputs[name], value)
         interpreter.invoke()
-        for index, histogram in watched.values():
-            histogram.add(interpreter.get_tensor(index))
+        for name, (index, histogram) in list(watched.items()):
+            try:
+                histogram.add(interpreter.get_tensor(index))
+            except ValueError:  # a temporary without content
+                del watched[name]
         if len(wanted) < JUDGED:
             wanted.append([interpreter.get_tensor(index) for index in outputs])
     return {name: histogram for name, (_, histogram) in watched.items()}, wanted
@@ -209,11 +268,23 @@ def feeds(request: dict):
         yield {name: np.ascontiguousarray(value) for name, value in zip(names, values, strict=True)}
 
 
+def surface(before: list[dict], after: list[dict]) -> dict[str, dict]:
+    """What became of the float file's inputs or outputs, by their names there; the order stays, names may not."""
+    if len(before) != len(after):
+        raise SystemExit(f"ai-edge-quantizer wrote {len(after)} inputs or outputs, the file had {len(before)}")
+    return {old["name"]: described(new) for old, new in zip(before, after, strict=True)}
+
+
 def described(detail: dict) -> dict:
     scale, zero = detail["quantization"]
     dtype = np.dtype(detail["dtype"]).name
-    quantized = dtype in ("int8", "uint8", "int16") and scale > 0
-    return {"dtype": dtype, "scale": float(scale) if quantized else None, "zero_point": int(zero) if quantized else 0}
+    measured = dtype in ("int8", "uint8", "int16") and scale > 0
+    return {
+        "name": detail["name"],
+        "dtype": dtype,
+        "scale": float(scale) if measured else None,
+        "zero_point": int(zero) if measured else 0,
+    }
 
 
 def one_line(error: Exception) -> str:
@@ -229,6 +300,7 @@ class Histogram:
         self.counts = np.zeros(2 * BINS, np.int64)
 
     def add(self, values: np.ndarray) -> None:
+        """Count the values of one sample."""
         flat = values.ravel()
         flat = flat[np.abs(flat) < HUGE]
         if not flat.size:

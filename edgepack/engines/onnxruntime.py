@@ -11,18 +11,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from edgepack import artifact as artifacts
 from edgepack.converter import convert
 from edgepack.errors import CalibrationError
 from edgepack.quantizers.static import StaticQuantizer, has_quantized
 from edgepack.types import Artifact, Calibration, Model, Precision, Problem, RuntimeSpec, Target
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 TIMED_RUNS = 5
 

@@ -71,9 +71,8 @@ class TFLite:
                 raise VariantError(f"tflite {precision} starts from the fp32 file, which was not made.")
             floating = artifacts.read(base)
             made = self._quantize(model, precision, calibration, floating, out)
-            tensors = made["tensors"]
-            inputs = tuple(_requantized(binding, tensors) for binding in floating.inputs)
-            outputs = tuple(_requantized(binding, tensors) for binding in floating.outputs)
+            inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
+            outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
         artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs))
 
     def _quantize(
@@ -158,8 +157,12 @@ def _binding(tensor: dict[str, Any]) -> Binding:
 
 
 def _requantized(binding: Binding, tensors: dict[str, dict[str, Any]]) -> Binding:
-    """The float file's binding with the dtype and scale that the quantized file has."""
-    if binding.name not in tensors:
-        raise VariantError(f"ai-edge-quantizer lost the tensor {binding.name!r} at the model's surface.")
+    """The float file's binding with the name, dtype and scale that the quantized file has."""
     made = tensors[binding.name]
-    return replace(binding, dtype=made["dtype"], scale=made["scale"], zero_point=made["zero_point"])
+    return replace(
+        binding,
+        name=made["name"],
+        dtype=made["dtype"],
+        scale=made["scale"],
+        zero_point=made["zero_point"],
+    )

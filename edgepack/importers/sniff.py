@@ -25,6 +25,7 @@ class Kind(StrEnum):
     HDF5 = "an HDF5 file (.h5)"
     SAFETENSORS = "a safetensors file"
     ZIP = "a zip archive"
+    CUT_ZIP = "a zip archive that is cut off or damaged (PyTorch's files are zips, too)"
     TAR = "a tar archive"
     GZIP = "a gzip file"
     LFS = "a Git LFS pointer"
@@ -46,6 +47,7 @@ ADVICE = {
     Kind.SAFETENSORS: "It holds weights without a model: give the model's code as package.module:factory "
     "and this file with --weights.",
     Kind.ZIP: "Unpack it and give the model file inside.",
+    Kind.CUT_ZIP: "Copy or download it again, and compare its size with the original's.",
     Kind.TAR: "Unpack it and give the model file inside.",
     Kind.GZIP: "Unpack it and give the model file inside.",
     Kind.LFS: "The repository was cloned without its large files: run `git lfs pull`.",
@@ -103,7 +105,7 @@ def _kind_of_zip(path: Path) -> Kind:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return Kind.ZIP
+        return Kind.CUT_ZIP
     inner = {name.partition("/")[2] for name in names}
     if {"constants.pkl", "data.pkl"} <= inner and any(name.startswith("code/") for name in inner):
         return Kind.TORCHSCRIPT

@@ -79,12 +79,14 @@ def needed(libc: str) -> str:
 
 
 def _flags(target: Target) -> str:
-    # Debian's armhf is VFPv3 with 16 registers and no NEON; the profile may promise more.
     if target.arch != "armhf":
         return ""
+    # With 32-bit inode numbers stat() fails on large disks. Debian's armhf is VFPv3 with 16 registers and no NEON;
+    # the profile may promise more.
+    flags = "-D_FILE_OFFSET_BITS=64"
     if "vfpv4" in target.cpu_features and "neon" in target.cpu_features:
-        return "-march=armv7-a+neon-vfpv4 -mfloat-abi=hard"
-    return "-march=armv7-a+simd -mfloat-abi=hard" if "neon" in target.cpu_features else ""
+        return f"{flags} -march=armv7-a+neon-vfpv4 -mfloat-abi=hard"
+    return f"{flags} -march=armv7-a+simd -mfloat-abi=hard" if "neon" in target.cpu_features else flags
 
 
 @functools.cache

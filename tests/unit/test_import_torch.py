@@ -83,6 +83,14 @@ def test_a_mislabelled_file_is_refused_with_what_it_looks_like(tmp_path: Path, c
     assert "not a PyTorch model" in error.message
 
 
+@pytest.mark.parametrize("tenth", range(1, 10))
+def test_an_archive_cut_at_any_tenth_is_refused_as_cut_off(tmp_path: Path, tenth: int) -> None:
+    whole = torchscript(tmp_path / "whole.pt").read_bytes()
+    path = tmp_path / "model.pt"
+    path.write_bytes(whole[: len(whole) * tenth // 10])
+    assert "cut off or damaged" in refusal(path).message
+
+
 def test_a_state_dict_as_a_source_is_refused_with_the_command_that_uses_it(tmp_path: Path) -> None:
     path = state_dict(tmp_path / "my weights.pth")
     error = refusal(path)

@@ -1,0 +1,238 @@
+"""Harnesses are compiled for other machines by the real compilers, and run here under the real emulator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgepack import bundle, config, converter, elf, emulator, harness, process, runtimes, toolchains
+from edgepack.artifact import identity
+from edgepack.errors import ToolFailed, ToolMissing, Unsupported
+from edgepack.toolchains.gnu import Gnu
+from edgepack.toolchains.zig import Zig
+from edgepack.types import Artifact, Binding, Bound, Precision, Target, TensorSpec
+from tests.conftest import missing, need
+
+SPEC = TensorSpec(name="x", dtype="float32", shape=(1, 6))
+RELU = "7767517\n2 2\nInput in0 0 1 in0\nReLU relu 1 1 in0 out0\n"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A harness for `target`, with a variant and golden samples that it can run."""
+
+    target: Target
+    engine: str
+    folder: Path
+    variant: Path
+    golden: Path
+
+    def self_test(self) -> None:
+        runner = emulator.find(self.target, static=elf.needs(self.program).static)
+        assert runner is not None, emulator.why_not(self.target)
+        result = emulator.self_test(runner, self.folder, self.variant, self.golden, self.engine)
+        assert result.passed, result.detail
+        assert len(result.metrics) == 2
+        wrong = np.load(self.golden / "1" / "out_0.npy") * -1
+        np.save(self.golden / "1" / "out_0.npy", wrong)
+        result = emulator.self_test(runner, self.folder, self.variant, self.golden, self.engine)
+        assert result.passed is False and "sample 1" in result.detail
+
+    @property
+    def program(self) -> Path:
+        return self.folder / "bin" / f"edgepack-{self.engine}"
+
+
+Make = Callable[..., Built]
+
+
+@pytest.fixture
+def make(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Builds a harness as the pipeline does, below a folder of that name."""
+    need("cmake", "apt install cmake ninja-build")
+    monkeypatch.setenv("EDGEPACK_CACHE", str(cache))
+
+    def build(target_name: str, engine: str, place: str = "a", layers: tuple[str, ...] = ()) -> Built:
+        target = config.load_target(target_name)
+        need(f"{toolchains.TRIPLES[target.arch]}-g++", f"apt install g++-{toolchains.TRIPLES[target.arch]}")
+        need(emulator.PROGRAMS[target.arch], "apt install qemu-user")
+        out = tmp_path / place / "files"
+        out.mkdir(parents=True)
+        compiler = toolchains.select(target, engine)
+        harness.build(engine, runtimes.spec(engine, target, layers), target, compiler, out, 2)
+        return Built(target, engine, out, *write_case(tmp_path / place, engine))
+
+    return build
+
+
+def write_case(folder: Path, engine: str) -> tuple[Path, Path]:
+    """A ReLU as `engine` takes it, and two golden samples."""
+    files = folder / "engine"
+    files.mkdir()
+    surface: Binding = identity(SPEC)
+    names = ("relu.onnx",)
+    inputs, outputs = surface, replace(surface, name="y")
+    if engine == "ncnn":
+        names = ("relu.param", "relu.bin")
+        (files / names[0]).write_text(RELU)
+        (files / names[1]).write_bytes(b"")
+        inputs = Binding(name="in0", dtype="float32", shape=(6,), perm=(0, 1))
+        outputs = replace(inputs, name="out0")
+    else:
+        tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, SPEC.shape) for name in ("x", "y")]
+        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), files / names[0])
+    variant, golden = folder / "variant", folder / "golden"
+    bundle.write_variant(
+        variant,
+        Artifact(folder=files, files=names, inputs=(inputs,), outputs=(outputs,)),
+        engine=engine,
+        engine_version="1",
+        precision=Precision.FP32,
+        bound=Bound(cosine=0.999),
+        inputs=(SPEC,),
+        outputs=(replace(SPEC, name="y"),),
+    )
+    for sample in range(2):
+        (golden / str(sample)).mkdir(parents=True)
+        array = np.array([[-3, -2, -1, 1, 2, 3 + sample]], np.float32)
+        np.save(golden / str(sample) / "in_0.npy", array)
+        np.save(golden / str(sample) / "out_0.npy", np.maximum(array, 0))
+    return variant, golden
+
+
+def test_an_arm_harness_is_the_same_bytes_from_every_folder_and_right_under_emulation(make: Make) -> None:
+    one, two = make("rk3588", "onnxruntime", "a"), make("rk3588", "onnxruntime", "another/folder")
+    assert one.program.read_bytes() == two.program.read_bytes()
+    assert (one.folder / "elf.json").read_bytes() == (two.folder / "elf.json").read_bytes()
+    assert sorted(p.relative_to(one.folder).as_posix() for p in one.folder.rglob("*") if p.is_file()) == [
+        "bin/edgepack-onnxruntime",
+        "elf.json",
+        "lib/libonnxruntime.so.1.31.1",
+        "licences/onnxruntime-LICENSE.txt",
+        "licences/onnxruntime-ThirdPartyNotices.txt",
+        "size.json",
+    ]
+    assert [p.name for p in one.folder.parent.iterdir() if p.name.startswith("build-")] == [], "no scratch is left"
+    facts = json.loads((one.folder / "elf.json").read_text())
+    assert facts["arch"] == "aarch64" and facts["glibcxx"] == "" and not facts["static"]
+    assert elf.violations(one.program, one.target) == []
+    one.self_test()
+
+
+def test_a_litert_harness_for_arm_ships_a_library_that_fits_the_profile(make: Make) -> None:
+    built = make("rk3588", "tflite")
+    facts = json.loads((built.folder / "elf.json").read_text())
+    assert facts["shipped"]["libLiteRt.so"]["glibc"] == runtimes.pin("tflite", "aarch64")["glibc"]
+    assert facts["shipped"]["libLiteRt.so"]["glibcxx"] == runtimes.pin("tflite", "aarch64")["glibcxx"]
+    assert facts["cpu_features"] == ["atomics"]
+    assert str(built.folder.parent).encode() not in built.program.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["linux-armhf", "linux-riscv64"])
+def test_ncnn_is_one_static_program_with_only_its_layers_and_right_under_emulation(make: Make, target: str) -> None:
+    built = make(target, "ncnn", layers=("Input", "ReLU"))
+    needs = elf.needs(built.program)
+    assert needs.static and needs.arch == built.target.arch
+    assert built.program.stat().st_size < 2 << 20
+    assert (
+        b"_ncnn" not in built.program.read_bytes()
+        and str(built.folder.parent).encode() not in built.program.read_bytes()
+    )
+    assert (built.folder / "licences" / "ncnn-LICENSE.txt").is_file()
+    assert list((built.folder / "lib").iterdir()) == []
+    built.self_test()
+
+
+@pytest.mark.slow
+def test_ncnn_built_twice_in_different_folders_is_the_same_bytes(make: Make) -> None:
+    one, two = (make("linux-riscv64", "ncnn", place, ("Input", "ReLU")) for place in ("a", "another/folder"))
+    assert one.program.read_bytes() == two.program.read_bytes()
+
+
+def test_a_program_that_needs_more_than_the_profile_promises_is_not_accepted(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("aarch64-linux-gnu-g++", "apt install g++-aarch64-linux-gnu")
+    new = config.load_target("rk3588")
+    compiler = Gnu().locate(new, static=False)
+    assert compiler is not None
+    old = replace(new, name="old-board", libc_version="2.28")
+    (tmp_path / "x").mkdir()
+    with pytest.raises(Unsupported, match=r"glibc 2\.3\d, old-board promises 2\.28"):
+        harness.build("onnxruntime", runtimes.spec("onnxruntime", old, ()), old, compiler, tmp_path / "x", 2)
+
+
+def test_a_compile_error_is_one_sentence_with_the_compilers_own_line_and_a_kept_log(
+    make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "broken"
+    source.mkdir()
+    (source / "main.cpp").write_text("int main() { return nothing_of_that_name; }\n")
+    lines = ["cmake_minimum_required(VERSION 3.18)", "project(x CXX)", "add_executable(edgepack-onnxruntime main.cpp)"]
+    (source / "CMakeLists.txt").write_text("\n".join(lines))
+    monkeypatch.setattr(harness, "data", lambda name: source)
+    need("aarch64-linux-gnu-g++", "apt install g++-aarch64-linux-gnu")
+    with pytest.raises(ToolFailed, match="nothing_of_that_name") as caught:
+        make("rk3588", "onnxruntime")
+    assert caught.value.log is not None and "cmake --build" in caught.value.log.read_text()
+
+
+def test_without_cmake_the_message_says_how_to_get_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    which = shutil.which
+    monkeypatch.setattr(harness.shutil, "which", lambda name, **more: None if name == "cmake" else which(name, **more))
+    with pytest.raises(ToolMissing) as caught:
+        make("rk3588", "onnxruntime")
+    assert "apt install cmake" in caught.value.hint
+
+
+def test_zig_compiles_the_kernels_that_ncnn_asks_for_by_march(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(cache))
+    target = config.load_target("linux-aarch64")
+    compiler = Zig().locate(target, static=False)
+    if compiler is None:
+        missing("zig has no wheel for this machine")
+    assert compiler is not None
+    try:
+        Zig().prepare(compiler)
+    except ToolMissing as error:
+        missing(f"zig can't be fetched ({error.message})")
+    source = tmp_path / "kernel.c"
+    source.write_text(
+        "#include <arm_neon.h>\n"
+        "float16x8_t f(float16x8_t s, float16x8_t a, float16x8_t b) { return vfmaq_f16(s, a, b); }\n"
+        "int32x4_t g(int32x4_t s, int8x16_t a, int8x16_t b) { return vdotq_s32(s, a, b); }\n"
+    )
+    cc = next(a for a in compiler.cmake_args if "C_COMPILER=" in a).partition("=")[2]
+    env = {**process.clean_environment(), **compiler.env}
+
+    def compiles(*flags: str) -> bool:
+        argv = [cc, *flags, "-O2", "-c", str(source), "-o", str(tmp_path / "kernel.o")]
+        return process.run(argv, env=env).returncode == 0
+
+    assert compiles("-march=armv8.2-a+fp16+dotprod")
+    assert elf.needs(tmp_path / "kernel.o").arch == "aarch64"
+    assert not compiles("-march=armv8-a"), "the base CPU has no such instructions: the flag must have had an effect"
+
+
+def test_an_environment_of_zig_names_the_program_that_the_toolchain_uses(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(cache))
+    (tmp_path / "out").mkdir()
+    try:
+        found = converter.convert("zig", {}, tmp_path / "out")
+    except ToolMissing as error:
+        missing(f"zig can't be fetched ({error.message})")
+    assert found["version"].startswith("0.") and Path(found["zig"]).is_file()
