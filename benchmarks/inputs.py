@@ -167,9 +167,7 @@ def bytes_of_files(part: str, count: int) -> np.ndarray:
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.stat().st_size >= 64 and "site-packages" not in path.parts:
             kinds.setdefault(path.suffix, []).append(path)
-    parts = {
-        kind: files[0 if part == "calibration" else 1 :: 2] for kind, files in kinds.items() if len(files) > 1
-    }
+    parts = {kind: files[0 if part == "calibration" else 1 :: 2] for kind, files in kinds.items() if len(files) > 1}
     picked: list[Path] = []
     place = 0
     while len(picked) < count:

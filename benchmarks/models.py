@@ -2,8 +2,8 @@
 
     python benchmarks/models.py FOLDER_OF_PREPARE_MODELS [--scratch DIR] [--target rk3588] [--only NAME]... [--report]
 
-Builds run one after the other with the `edgepack` beside this Python. Each result is kept as JSON in the scratch folder;
-`--report` writes the page from those without building.
+Builds run one after the other with the `edgepack` beside this Python. Each result is kept as JSON in the scratch
+folder; `--report` writes the page from those without building.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def build(entry: dict[str, Any], target: str, engines: list[str], scratch: Path)
     edgepack = Path(sys.executable).parent / "edgepack"
     more = [part for engine in engines for part in ("--engine", engine)]
     command = [
-        edgepack, "build", entry["source"], "--target", target, *entry["args"], *more, "-o", scratch / "bundles", "--json",
+        edgepack, "build", entry["source"], "--target", target, *entry["args"], *more, "-o", scratch / "bundles",
+        "--json",
     ]  # fmt: skip
     env = {**os.environ}
     if "PIP_FIND_LINKS" in env:

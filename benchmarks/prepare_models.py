@@ -141,8 +141,7 @@ def data(folder: Path, name: str, make) -> list[object]:
 
 def preprocess(path: Path, key: str, size: int, mean: list[float], std: list[float], color: str) -> Path:
     path.write_text(
-        f'[input."{key}"]\nlayout = "NCHW"\ncolor = "{color}"\nresize = [{size}, {size}]\n'
-        f"mean = {mean}\nstd = {std}\n"
+        f'[input."{key}"]\nlayout = "NCHW"\ncolor = "{color}"\nresize = [{size}, {size}]\nmean = {mean}\nstd = {std}\n'
     )
     return path
 
@@ -194,7 +193,10 @@ def ppocr(folder: Path) -> list[dict[str, object]]:
     models = package("rapidocr_onnxruntime") / "models"
     det, cls, rec = (models / f"ch_{n}_infer.onnx" for n in ("PP-OCRv4_det", "ppocr_mobile_v2.0_cls", "PP-OCRv4_rec"))
     declared = preprocess(folder / "ppocr_det.toml", "x", 320, [127.5], [127.5], "BGR")
-    pages = (("page", "coins", "china", "coffee", "retina"), ("text", "motorcycle_left", "rocket", "clock_motion", "ihc"))
+    pages = (
+        ("page", "coins", "china", "coffee", "retina"),
+        ("text", "motorcycle_left", "rocket", "clock_motion", "ihc"),
+    )
     shots = pictures(folder / "photographs_320", 320, pages)
 
     def texts(width: int, turn: bool):
@@ -233,7 +235,7 @@ def mtcnn(folder: Path) -> list[dict[str, object]]:
             "--weights", package("facenet_pytorch") / "data" / f"{name}.pt", "--input", f"x=1x3x{side}x{side}",
             "--name", f"mtcnn-{name}", *data(folder, name, make),
         ]  # fmt: skip
-        note = f"{VERIFICATION} inputs of {side}x{side}: faces of scikit-image's lfw_subset and astronaut, crops of scenes"
+        note = f"{VERIFICATION} inputs of {side}x{side}: faces of lfw_subset and astronaut, crops of scenes"
         title = f"MTCNN {name[0].upper()}-Net"
         found.append(entry(title, f"networks:{name}", "facenet-pytorch 2.6.0, PyTorch factory", note, args, place))
     return found

@@ -22,7 +22,7 @@ from edgepack.types import Compiler, RuntimeSpec, Target
 
 SECONDS = 3600.0
 MINUTES_OF_CMAKE = 300.0
-SOURCES = ("CMakeLists.txt", "include", "src", "backends")  # what of cpp_runtime reaches a harness
+SOURCES = ("CMakeLists.txt", "backends", "cmake", "include", "src")  # what of cpp_runtime reaches a harness
 
 
 def key(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler) -> tuple[dict[str, str], dict[str, Any]]:
@@ -139,7 +139,7 @@ def first_error(text: str) -> str:
     for number, line in enumerate(lines):
         if line.startswith("CMake Error"):
             return " ".join([line, *lines[number + 1 : number + 3]])
-        if re.search(r"\b(error|undefined reference|cannot find|not found|Killed)\b", line):
+        if re.search(r"\berror: |undefined reference|cannot find -l|\bKilled\b|No space left", line):
             return line
     return lines[-1] if lines else "it said nothing"
 

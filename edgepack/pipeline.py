@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack import bundle, log, modelheader, plugins, process, steps, toolchains, verify
+from edgepack import artifact, bundle, log, modelheader, plugins, process, steps, toolchains, verify
 from edgepack.cache import Cache, Entry, Step, sha256_file
 from edgepack.errors import EdgepackError, Unsupported, VariantError
 from edgepack.graph import Graph
@@ -225,7 +225,7 @@ class Line:
             layers: set[str] = set()
             for future in settled:
                 if future.exception() is None:
-                    layers |= set(steps.artifacts.read(future.result().path).layers)
+                    layers |= set(artifact.read(future.result().path).layers)
                 elif all(f.exception() is not None for f in settled):
                     raise future.exception() or RuntimeError
             return steps.build_harness(

@@ -12,6 +12,10 @@ onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known
 - its onnxsim step breaks some models, its renaming rewrites the file: both are off (``-nuo -nuonag``);
 - it stumbles over unusual names: every tensor and node of the copy is renamed;
 - it makes a custom operator of a convolution whose weights are computed: ConstantOfShape is folded first;
+- a shape that it can't infer makes it guard against empty batches, with code that LiteRT refuses: every shape is
+  inferred first;
+- it makes BATCH_MATMUL of a MatMul with constant weights, which LiteRT can't run in INT8 (it gives zeros) nor
+  pack ahead: such a MatMul becomes a Gemm, and that FULLY_CONNECTED;
 - it may move channels last, by rules of its own: inputs are told to keep their shape (``-kat``, a Transpose goes
   inside where it needs one), and outputs are compared with ONNX Runtime's to see what was done;
 - it may exit 0 with a file that nothing loads: the file is loaded and run here.
@@ -40,8 +44,9 @@ def main() -> None:
     rename(model)
     fold_filled_constants(model.graph)
     model.ir_version = min(model.ir_version, IR_VERSION)
-    # A shape that it doesn't know makes onnx2tf guard against empty batches, with code that doesn't load.
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    model = with_shapes(model)
+    flatten_products(model.graph)
+    model = with_shapes(model)
     copy = scratch / "model.onnx"
     onnx.save(model, copy)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -51,6 +56,13 @@ def main() -> None:
     (out / "model.tflite").write_bytes(made.read_bytes())
     result = {**described, "onnx2tf": onnx2tf.__version__}
     (out / "result.json").write_text(json.dumps(result))
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # onnx2tf says better why
+        return model
 
 
 def convert(source: Path, inputs: list[str], folder: Path) -> Path:
@@ -131,6 +143,42 @@ def fold_filled_constants(graph: onnx.GraphProto) -> None:
         graph.initializer.append(numpy_helper.from_array(filled, node.output[0]))
     del graph.node[:]
     graph.node.extend(rest)
+
+
+def flatten_products(graph: onnx.GraphProto) -> None:
+    """Turn MatMul with constant weights into Gemm, with a Reshape around it for more than two axes."""
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    weights |= {
+        node.output[0]: list(attribute.t.dims)
+        for node in graph.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value"
+    }
+    nodes = []
+    for node in graph.node:
+        left, right = (
+            (shapes.get(node.input[0], []), weights.get(node.input[1])) if node.op_type == "MatMul" else ([], None)
+        )
+        if right is None or len(right) != 2 or len(left) < 2 or 0 in left:
+            nodes.append(node)
+            continue
+        source, target = node.input[0], node.output[0]
+        if len(left) > 2:
+            for name, dims in (("in", [-1, right[0]]), ("out", [*left[:-1], right[1]])):
+                graph.initializer.append(numpy_helper.from_array(np.array(dims, np.int64), f"{target}_{name}_shape"))
+            nodes.append(onnx.helper.make_node("Reshape", [source, f"{target}_in_shape"], [f"{target}_in"]))
+            source, target = f"{target}_in", f"{target}_flat"
+        nodes.append(onnx.helper.make_node("Gemm", [source, node.input[1]], [target]))
+        if len(left) > 2:
+            nodes.append(onnx.helper.make_node("Reshape", [target, f"{node.output[0]}_out_shape"], [node.output[0]]))
+    for index, node in enumerate(nodes):
+        node.name = node.name or f"g{index}"
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def describe(source: Path, made: Path, inputs: list, outputs: list[str]) -> dict[str, list[dict]]:

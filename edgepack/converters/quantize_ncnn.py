@@ -128,24 +128,24 @@ def halve(request: dict, layers: list[Layer], blocks: list[list[Block]], weights
             file.write(weights[block.start : block.end].tobytes())
             if values is not None and 2 * block.count >= largest:  # the weights themselves, not a bias beside them
                 layer.params[FEATURE_MASK] = str(layer.int(int(FEATURE_MASK)) | NO_HALF)
-                kept.append(layer.name)
-    kept = list(dict.fromkeys(kept))
+                kept += [] if layer in kept else [layer]
     give_float32_inputs(layers, kept)
-    return {"float32": kept}
+    return {"float32": [layer.name for layer in kept]}
 
 
-def give_float32_inputs(layers: list[Layer], names: list[str]) -> None:
-    """Put a layer that ncnn has no float16 form of before each input of the named layers.
+def give_float32_inputs(layers: list[Layer], kept: list[Layer]) -> None:
+    """Put a layer that ncnn has no float16 form of before each input of the kept layers.
 
     ncnn hands a float16 blob to a layer whose feature mask forbids float16 storage as it is, and that layer then reads
     past its end as if it were float32 (heap corruption on Arm CPUs with asimdhp). Before a layer without float16 support
     it does cast to float32, and Dropout with its default scale of 1 changes no value.
     """
-    for layer in [each for each in layers if each.name in names]:
-        for position, bottom in enumerate(layer.bottoms):
+    for layer in kept:
+        place = next(index for index, each in enumerate(layers) if each is layer)
+        for position, bottom in enumerate(list(layer.bottoms)):
             top = f"{bottom}_float32_{position}"
             cast = Layer("Dropout", f"{layer.name}_float32_{position}", [bottom], [top], {})
-            layers.insert(layers.index(layer), cast)
+            layers.insert(place + position, cast)
             layer.bottoms[position] = top
 
 

@@ -138,7 +138,8 @@ class Ncnn:
         if precision is Precision.INT8 and not facts["quantized"]:
             problem = _nothing_to_quantize()
             raise Unsupported(problem.message, problem.hint)
-        artifacts.write(replace(base, folder=out, facts={"precision": str(precision), **facts}))
+        layers = tuple(sorted({layer[0] for layer in _read_param(out / PARAM)}))
+        artifacts.write(replace(base, folder=out, layers=layers, facts={"precision": str(precision), **facts}))
 
 
 def _run(artifact: Artifact, samples: Path, out: Path, *, timed: int) -> dict[str, Any]:

@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from edgepack import artifact as artifacts
 from edgepack.converter import convert
-from edgepack.errors import CalibrationError
-from edgepack.quantizers.static import StaticQuantizer, has_quantized
+from edgepack.quantizers.static import StaticQuantizer, has_quantized, require_samples
 from edgepack.types import Artifact, Calibration, Model, Precision, Problem, RuntimeSpec, Target
 
 TIMED_RUNS = 5
@@ -60,16 +60,13 @@ class OnnxRuntime:
             convert("onnx_to_fp16", {"model": str(source)}, out)
             return self._write(model, ("model.onnx",), out)
         if precision is Precision.INT8 and not has_quantized(model):
-            if calibration is None:
-                raise CalibrationError(
-                    "INT8 needs real samples to measure ranges, and there are none.",
-                    "Give some with --calib DIR_OR_NPZ.",
-                )
+            calibration = require_samples(calibration, model)
             folder = out.parent / f"{out.name}.qdq"
             folder.mkdir(exist_ok=True)
             StaticQuantizer().quantize(model, calibration, (), folder)
             source = folder / "model.onnx"
         convert("onnx_to_ort", {"model": str(source)}, out)
+        shutil.rmtree(out.parent / f"{out.name}.qdq", ignore_errors=True)
         return self._write(model, ("model.ort",), out)
 
     def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:

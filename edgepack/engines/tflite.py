@@ -18,7 +18,8 @@ import numpy as np
 
 from edgepack import artifact as artifacts
 from edgepack.converter import convert
-from edgepack.errors import CalibrationError, VariantError
+from edgepack.errors import VariantError
+from edgepack.quantizers.static import require_samples
 from edgepack.types import (
     Artifact,
     Binding,
@@ -86,11 +87,7 @@ class TFLite:
         request: dict[str, Any] = {"model": str(floating.folder / FILE), "precision": str(precision)}
         if precision is Precision.FP16:
             return convert("quantize_tflite", request, out)
-        if calibration is None:
-            raise CalibrationError(
-                "INT8 needs real samples to measure ranges, and there are none.",
-                "Give some with --calib DIR_OR_NPZ.",
-            )
+        calibration = require_samples(calibration, model)
         samples = out.parent / f"{out.name}.samples"
         samples.mkdir(exist_ok=True)
         try:

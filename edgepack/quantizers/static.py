@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgepack.converter import convert
+from edgepack.errors import CalibrationError, Unsupported
 from edgepack.types import Calibration, Model
+
+# Operators with weights that INT8 makes smaller and faster, and those that may hold such operators inside.
+_WEIGHTED = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "GRU", "If", "Loop", "LSTM", "MatMul", "RNN", "Scan"))
 
 
 class StaticQuantizer:
@@ -34,3 +38,22 @@ class StaticQuantizer:
 def has_quantized(model: Model) -> bool:
     """Whether the model holds QuantizeLinear/DequantizeLinear pairs already."""
     return "DequantizeLinear" in model.operators
+
+
+def require_samples(calibration: Calibration | None, model: Model) -> Calibration:
+    """The calibration data, where INT8 has both data and something to quantize.
+
+    Raises `CalibrationError` without data (INT8 is never calibrated on noise) and `Unsupported` where no operator
+    has weights.
+    """
+    if calibration is None:
+        raise CalibrationError(
+            "INT8 needs real samples to measure the ranges of activations, and there are none.",
+            "Give a folder of pictures or an .npz with --calib.",
+        )
+    if not _WEIGHTED.intersection(model.operators):
+        raise Unsupported(
+            "INT8 has nothing to quantize: the model has no convolution and no matrix product.",
+            "Use fp32 or fp16; it would not get smaller or faster.",
+        )
+    return calibration

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import platform
 import shutil
-from dataclasses import dataclass
+import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgepack import process
 from edgepack.cache import sha256_file, sha256_text
 from edgepack.elf import libc_version, version
+from edgepack.resources import cache_root
 from edgepack.this_machine import MACHINES
 from edgepack.toolchains import TRIPLES
 from edgepack.types import Compiler, Target
@@ -22,12 +26,16 @@ _STEPS = ("2.38", "2.35", "2.34")
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """One g++ on PATH: what it says of itself, the version of its C library, and a digest of what it links."""
+    """One g++ on PATH: what it says of itself, the version of its C library, and what it links statically.
+
+    `archives` are the names of the static libraries that it has, `digest` covers them and the C library.
+    """
 
     told: str
     number: str
     libc: str
     digest: str
+    archives: tuple[str, ...] = ()
 
 
 class Gnu:
@@ -45,6 +53,9 @@ class Gnu:
         if cxx is None or shutil.which(f"{prefix}gcc") is None:
             return None
         found = _examine(cxx)
+        # Fedora and others leave the static libraries to packages of their own.
+        if "libstdc++.a" not in found.archives or (static and "libc.a" not in found.archives):
+            return None
         if not static and (target.libc != "glibc" or version(needed(found.libc)) > version(target.libc_version)):
             return None
         args = [
@@ -91,15 +102,38 @@ def _flags(target: Target) -> str:
 
 @functools.cache
 def _examine(cxx: str) -> _Found:
+    """Ask a compiler who it is. The answer is remembered while it and the libraries that it links stay as they are."""
+    note = cache_root() / "toolchains" / f"gnu-{sha256_text(cxx)[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(note.read_bytes())
+        if known["stamps"] and all(_stamp(Path(path)) == stamp for path, stamp in known["stamps"].items()):
+            return _Found(**{**known["found"], "archives": tuple(known["found"]["archives"])})
+    found, files = _ask(cxx)
+    content = {"found": asdict(found), "stamps": {str(path): _stamp(path) for path in (Path(cxx), *files)}}
+    note.parent.mkdir(parents=True, exist_ok=True)
+    part = note.with_name(f".{uuid.uuid4().hex}")
+    part.write_text(json.dumps(content))
+    part.replace(note)
+    return found
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def _ask(cxx: str) -> tuple[_Found, list[Path]]:
     def ask(*argv: str) -> str:
         return process.run([cxx, *argv], limits=process.Limits(seconds=30)).stdout.strip()
 
     told = ask("--version").split("\n")[0]
     files = [Path(ask(f"-print-file-name={name}")) for name in ("libc.so.6", "libc.a", "libstdc++.a", "libgcc.a")]
-    there = [path for path in files if path.is_file()]
-    return _Found(
+    there = [path.resolve() for path in files if path.is_file()]
+    found = _Found(
         told=told,
         number=ask("-dumpfullversion"),
         libc=libc_version(files[0]) if files[0].is_file() else "",
         digest=sha256_text("\n".join(f"{path.name} {sha256_file(path)}" for path in there)),
+        archives=tuple(path.name for path in files if path.is_file() and path.suffix == ".a"),
     )
+    return found, there

@@ -262,7 +262,18 @@ def test_halving_keeps_a_layer_that_does_not_fit_out_of_float16_arithmetic() -> 
     file = BytesIO()
     assert q.halve({}, layers, q.locate(layers, data), data, file) == {"float32": ["l"]}
     assert file.getvalue() == tagged(good.astype(np.float16), q.HALF) + tagged(bad)
-    assert [parsed.params.get("31") for parsed in layers] == [None, "3"]
+    assert [parsed.params.get("31") for parsed in layers] == [None, None, "3"]
+
+
+def test_a_layer_kept_in_float32_gets_its_inputs_through_a_layer_that_ncnn_casts_for() -> None:
+    line = layer("InnerProduct", "0=1", "2=3")
+    layers = q.read_param("7767517\n1 1\n" + line)
+    before = list(layers[-1].bottoms)
+    data = np.frombuffer(tagged(np.array([1, 2, 3], np.float32) * 1e-6), np.uint8)
+    q.halve({}, layers, q.locate(layers, data), data, BytesIO())
+    cast, kept = layers[-2], layers[-1]
+    assert (cast.type, cast.bottoms, cast.params) == ("Dropout", before, {})
+    assert kept.bottoms == cast.tops and kept.bottoms != before
 
 
 def test_a_bias_too_small_for_float16_does_not_keep_its_layer_in_float32() -> None:

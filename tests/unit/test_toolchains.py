@@ -19,8 +19,11 @@ from edgepack.toolchains.zig_wrapper import translate
 from edgepack.types import Compiler, Target
 
 
-def with_gnu(monkeypatch: pytest.MonkeyPatch, libc: str) -> None:
-    found = gnu._Found(told="g++ 12.2.0", number="12.2.0", libc=libc, digest="d")
+ARCHIVES = ("libc.a", "libstdc++.a")
+
+
+def with_gnu(monkeypatch: pytest.MonkeyPatch, libc: str, archives: tuple[str, ...] = ARCHIVES) -> None:
+    found = gnu._Found(told="g++ 12.2.0", number="12.2.0", libc=libc, digest="d", archives=archives)
     monkeypatch.setattr(gnu, "_examine", lambda cxx: found)
     monkeypatch.setattr("shutil.which", lambda name, path=None: f"/usr/bin/{name}")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
@@ -71,17 +74,51 @@ def test_gnu_makes_static_programs_for_any_libc_and_dynamic_ones_only_down_to_wh
     assert Gnu().locate(config.load_target("android-arm64"), static=True) is not None
 
 
+def test_a_gnu_compiler_without_the_static_libraries_that_we_link_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = config.load_target("rk3588")
+    with_gnu(monkeypatch, "2.36", archives=("libstdc++.a",))
+    assert Gnu().locate(target, static=True) is None
+    assert Gnu().locate(target, static=False) is not None
+    with_gnu(monkeypatch, "2.36", archives=())
+    assert Gnu().locate(target, static=False) is None
+
+
 def test_a_newer_compiler_or_other_libraries_to_link_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     target = config.load_target("rk3588")
     digests = set()
     for told, linked in (("g++ 12.2.0", "a"), ("g++ 13.1.0", "a"), ("g++ 12.2.0", "b")):
         with_gnu(monkeypatch, "2.36")
-        found = gnu._Found(told=told, number="", libc="2.36", digest=linked)
+        found = gnu._Found(told=told, number="", libc="2.36", digest=linked, archives=ARCHIVES)
         monkeypatch.setattr(gnu, "_examine", lambda cxx, found=found: found)
         compiler = Gnu().locate(target, static=True)
         assert compiler is not None
         digests.add(compiler.digest)
     assert len(digests) == 3
+
+
+def test_a_compiler_is_asked_once_and_again_when_it_or_its_libraries_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler, library = tmp_path / "g++", tmp_path / "libc.a"
+    compiler.write_text("1")
+    library.write_text("1")
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def ask(cxx: str) -> tuple[gnu._Found, list[Path]]:
+        asked.append(cxx)
+        return gnu._Found(told=f"g++ {len(asked)}", number="", libc="2.36", digest=""), [library]
+
+    monkeypatch.setattr(gnu, "_ask", ask)
+    examine = gnu._examine.__wrapped__  # as in another process: without what this one remembers
+    assert examine(str(compiler)).told == examine(str(compiler)).told == "g++ 1"
+    library.write_text("22")
+    assert examine(str(compiler)).told == "g++ 2"
+    for note in (tmp_path / "cache" / "toolchains").iterdir():
+        note.write_text("{")
+    assert examine(str(compiler)).told == "g++ 3"
 
 
 def test_armhf_gets_neon_only_where_the_profile_promises_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,252 @@
+"""The engine onnxruntime with the real ONNX Runtime, on nets of a few nodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from edgepack import artifact as artifacts
+from edgepack import converter
+from edgepack.engines.onnxruntime import OnnxRuntime
+from edgepack.errors import CalibrationError, ToolFailed, ToolMissing, Unsupported, VariantError
+from edgepack.quantizers.static import StaticQuantizer
+from edgepack.types import Artifact, Calibration, Model, Precision, TensorSpec
+from tests.conftest import missing
+from tests.models import HOSTILE, samples, tiny_classifier
+
+RNG = np.random.default_rng(11)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> None:
+    try:
+        converter.environment("run_onnxruntime")
+    except ToolMissing as error:
+        missing(f"{error} ({error.hint})")
+
+
+def model_of(path: Path) -> Model:
+    proto = onnx.load(path)
+
+    def specs(values: object) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                name=value.name,
+                dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                shape=tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+            )
+            for value in values  # type: ignore[attr-defined]
+        )
+
+    return Model(
+        path=path,
+        digest="",
+        opset=max(entry.version for entry in proto.opset_import),
+        inputs=specs(proto.graph.input),
+        outputs=specs(proto.graph.output),
+        operators=tuple(sorted({node.op_type for node in proto.graph.node})),
+    )
+
+
+def folder_of(path: Path, *arrays: np.ndarray) -> Path:
+    path.mkdir()
+    for index, array in enumerate(arrays):
+        np.save(path / f"{index}.npy", array)
+    return path
+
+
+def expected(model: Model, *arrays: np.ndarray) -> list[np.ndarray]:
+    session = ReferenceEvaluator(str(model.path))
+    rows = [
+        session.run(None, {spec.name: row for spec, row in zip(model.inputs, rows, strict=True)})
+        for rows in zip(*arrays, strict=True)
+    ]
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def calibration_of(path: Path, *arrays: np.ndarray) -> Calibration:
+    return Calibration(path=folder_of(path, *arrays), digest="", count=len(arrays[0]))
+
+
+def images(tmp_path: Path, count: int, seed: int, name: str = "image") -> np.ndarray:
+    with np.load(samples(tmp_path / f"images{seed}.npz", input_name=name, count=count, seed=seed)) as archive:
+        return np.asarray(archive[name])[:, None]
+
+
+def made(model: Model, precision: Precision, folder: Path, calibration: Calibration | None = None) -> Artifact:
+    folder.mkdir()
+    OnnxRuntime().export(model, precision, calibration, None, folder)
+    return artifacts.read(folder)
+
+
+def ran(artifact: Artifact, model: Model, inputs: Path, out: Path) -> list[np.ndarray]:
+    out.mkdir()
+    facts = OnnxRuntime().run(artifact, model, inputs, out)
+    assert facts["latency_ms"] > 0
+    return [np.load(out / f"{index}.npy") for index in range(len(model.outputs))]
+
+
+def sqnr(wanted: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()))
+
+
+def size(artifact: Artifact) -> int:
+    return sum((artifact.folder / name).stat().st_size for name in artifact.files)
+
+
+def wide_net(path: Path) -> Path:
+    """1x64 -> 1x32 over 256 hidden values: weights that outweigh the rest of the file."""
+    weights = {
+        "w1": RNG.standard_normal((64, 256)) / 8, "b1": RNG.standard_normal((1, 256)),
+        "w2": RNG.standard_normal((256, 32)) / 16, "b2": RNG.standard_normal(32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_fp32_gives_the_outputs_of_the_reference_evaluator(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    data = images(tmp_path, 4, 5)
+    artifact = made(model, Precision.FP32, tmp_path / "out")
+    (got,) = ran(artifact, model, folder_of(tmp_path / "in", data), tmp_path / "run")
+    assert artifact.files == ("model.ort",)
+    np.testing.assert_allclose(got, expected(model, data)[0], atol=1e-5)
+
+
+def test_fp16_halves_the_file_and_keeps_float32_at_the_surface(tmp_path: Path) -> None:
+    model = model_of(wide_net(tmp_path / "model.onnx"))
+    data = RNG.standard_normal((4, 1, 64)).astype(np.float32)
+    whole = made(model, Precision.FP32, tmp_path / "whole")
+    half = made(model, Precision.FP16, tmp_path / "half")
+    (got,) = ran(half, model, folder_of(tmp_path / "in", data), tmp_path / "run")
+    assert size(half) < 0.6 * size(whole)
+    assert got.dtype == np.float32
+    assert sqnr(expected(model, data)[0], got) > 50
+
+
+def test_fp16_leaves_a_weight_that_overflows_float16_in_float32(tmp_path: Path) -> None:
+    path = wide_net(tmp_path / "model.onnx")
+    proto = onnx.load(path)
+    large = numpy_helper.to_array(proto.graph.initializer[0]) * np.float32(1e6)
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(large, "w1"))
+    onnx.save(proto, path)
+    model = model_of(path)
+    data = RNG.standard_normal((2, 1, 64)).astype(np.float32)
+    half = made(model, Precision.FP16, tmp_path / "half")
+    (got,) = ran(half, model, folder_of(tmp_path / "in", data), tmp_path / "run")
+    assert np.isfinite(got).all()
+    assert sqnr(expected(model, data)[0], got) > 50
+
+
+def test_int8_is_a_quarter_of_the_size_and_close(tmp_path: Path) -> None:
+    model = model_of(wide_net(tmp_path / "model.onnx"))
+    data = RNG.standard_normal((32, 1, 64)).astype(np.float32)
+    whole = made(model, Precision.FP32, tmp_path / "whole")
+    small = made(model, Precision.INT8, tmp_path / "small", calibration_of(tmp_path / "cal", data))
+    (got,) = ran(small, model, folder_of(tmp_path / "in", data[:8]), tmp_path / "run")
+    assert size(small) < 0.45 * size(whole)
+    assert sqnr(expected(model, data[:8])[0], got) > 25
+
+
+def test_int8_of_a_convolution_net_is_close_on_samples_it_has_not_seen(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    data = images(tmp_path, 8, 6)
+    small = made(model, Precision.INT8, tmp_path / "small", calibration_of(tmp_path / "cal", images(tmp_path, 32, 5)))
+    (got,) = ran(small, model, folder_of(tmp_path / "in", data), tmp_path / "run")
+    assert sqnr(expected(model, data)[0], got) > 20
+
+
+def test_the_same_model_gives_the_same_bytes_twice(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    calibration = calibration_of(tmp_path / "cal", images(tmp_path, 8, 5))
+    for precision in Precision:
+        files = [made(model, precision, tmp_path / f"{precision}{turn}", calibration).folder for turn in (1, 2)]
+        first, second = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in files)
+        assert first == second, precision
+
+
+def test_names_that_look_like_code_come_through_unchanged(tmp_path: Path) -> None:
+    path = tiny_classifier(tmp_path / "model.onnx", input_name=HOSTILE, output_name="o" + HOSTILE)
+    model = model_of(path)
+    data = images(tmp_path, 8, 5, name="image")
+    calibration = calibration_of(tmp_path / "cal", data)
+    for precision in Precision:
+        artifact = made(model, precision, tmp_path / str(precision), calibration)
+        assert artifact.inputs[0].name == HOSTILE
+        (got,) = ran(artifact, model, folder_of(tmp_path / f"in{precision}", data), tmp_path / f"run{precision}")
+        assert sqnr(expected(model, data)[0], got) > 20
+
+
+def test_int8_without_samples_is_refused(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    with pytest.raises(CalibrationError, match="real samples"):
+        made(model, Precision.INT8, tmp_path / "out")
+
+
+def test_int8_of_a_model_without_weights_says_that_there_is_nothing_to_quantize(tmp_path: Path) -> None:
+    model = replace(model_of(tiny_classifier(tmp_path / "model.onnx")), operators=("Add", "Relu"))
+    calibration = calibration_of(tmp_path / "cal", images(tmp_path, 4, 5))
+    with pytest.raises(Unsupported, match="nothing to quantize"):
+        made(model, Precision.INT8, tmp_path / "out", calibration)
+
+
+def test_calibration_that_computes_nan_is_named(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx", poison=True))
+    calibration = calibration_of(tmp_path / "cal", images(tmp_path, 4, 5))
+    with pytest.raises(ToolFailed, match="NaN or infinity"):
+        made(model, Precision.INT8, tmp_path / "out", calibration)
+
+
+def test_a_damaged_file_is_a_failure_that_names_the_engine(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    artifact = made(model, Precision.FP32, tmp_path / "out")
+    file = artifact.folder / "model.ort"
+    file.write_bytes(file.read_bytes()[:100])
+    data = folder_of(tmp_path / "in", images(tmp_path, 2, 5))
+    with pytest.raises(VariantError, match="cannot be loaded by ONNX Runtime"):
+        ran(artifact, model, data, tmp_path / "run")
+
+
+def test_nodes_named_in_exclude_stay_in_float(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    calibration = calibration_of(tmp_path / "cal", images(tmp_path, 8, 5))
+    weights = {}
+    for name, exclude in {"all": (), "some": ("conv1", "no such node")}.items():
+        (tmp_path / name).mkdir()
+        StaticQuantizer().quantize(model, calibration, exclude, tmp_path / name)
+        proto = onnx.load(tmp_path / name / "model.onnx")
+        weights[name] = {t.name: t.data_type for t in proto.graph.initializer if t.name.startswith("w1")}
+    assert TensorProto.FLOAT in weights["some"].values()
+    assert weights["all"].get("w1_quantized") == TensorProto.INT8
+
+
+def test_the_quantizer_reports_how_well_it_did_and_keeps_its_input(tmp_path: Path) -> None:
+    model = model_of(wide_net(tmp_path / "model.onnx"))  # its bias [1, 256] is what onnxruntime's tool fails on
+    before = model.path.read_bytes()
+    cal = calibration_of(tmp_path / "cal", RNG.standard_normal((8, 1, 64)).astype(np.float32))
+    (tmp_path / "out").mkdir()
+    request = {"model": str(model.path), "samples": str(cal.path), "exclude": []}
+    facts = converter.convert("quantize_onnx", request, tmp_path / "out")
+    assert facts["quantized"] == 2
+    assert facts["sqnr_db"] > 25
+    assert model.path.read_bytes() == before
+    assert json.dumps(facts)

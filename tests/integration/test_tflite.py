@@ -1,0 +1,284 @@
+"""The engine tflite with the real onnx2tf, ai-edge-quantizer and LiteRT, on nets of a few nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from edgepack import artifact as artifacts
+from edgepack import converter
+from edgepack.engines.tflite import FILE, TFLite
+from edgepack.errors import CalibrationError, ToolFailed, ToolMissing, VariantError
+from edgepack.types import Artifact, Calibration, Model, Precision, TensorSpec
+from tests.conftest import missing
+from tests.models import HOSTILE, samples, tiny_classifier
+
+RNG = np.random.default_rng(13)
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+Value = tuple[str, int, list[int]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> None:
+    try:
+        for script in ("onnx_to_tflite", "quantize_tflite", "run_tflite"):
+            converter.environment(script)
+    except ToolMissing as error:
+        missing(f"{error} ({error.hint})")
+
+
+def net(
+    path: Path, nodes: list[onnx.NodeProto], inputs: list[Value], outputs: list[Value], **weights: np.ndarray
+) -> Model:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return model_of(path)
+
+
+def model_of(path: Path) -> Model:
+    proto = onnx.load(path)
+
+    def spec(value: onnx.ValueInfoProto) -> TensorSpec:
+        kind = value.type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        return TensorSpec(name=value.name, dtype=dtype, shape=tuple(dim.dim_value for dim in kind.shape.dim))
+
+    return Model(
+        path=path,
+        digest="",
+        opset=17,
+        inputs=tuple(spec(value) for value in proto.graph.input),
+        outputs=tuple(spec(value) for value in proto.graph.output),
+        operators=tuple(sorted({node.op_type for node in proto.graph.node})),
+    )
+
+
+def folder_of(path: Path, *arrays: np.ndarray) -> Path:
+    path.mkdir()
+    for index, array in enumerate(arrays):
+        np.save(path / f"{index}.npy", array)
+    return path
+
+
+def expected(model: Model, *arrays: np.ndarray) -> list[np.ndarray]:
+    session = ReferenceEvaluator(str(model.path))
+    rows = [
+        session.run(None, {spec.name: row for spec, row in zip(model.inputs, rows, strict=True)})
+        for rows in zip(*arrays, strict=True)
+    ]
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def made(
+    model: Model,
+    precision: Precision,
+    folder: Path,
+    calibration: Calibration | None = None,
+    base: Artifact | None = None,
+) -> Artifact:
+    folder.mkdir()
+    TFLite().export(model, precision, calibration, base.folder if base else None, folder)
+    return artifacts.read(folder)
+
+
+def ran(artifact: Artifact, model: Model, folder: Path, *arrays: np.ndarray) -> list[np.ndarray]:
+    out = folder.with_name(folder.name + "-out")
+    out.mkdir()
+    facts = TFLite().run(artifact, model, folder_of(folder, *arrays), out)
+    assert facts["latency_ms"] > 0
+    return [np.load(out / f"{index}.npy") for index in range(len(model.outputs))]
+
+
+def images(tmp_path: Path, count: int, seed: int) -> np.ndarray:
+    with np.load(samples(tmp_path / f"images{seed}.npz", count=count, seed=seed)) as archive:
+        return np.asarray(archive["image"])[:, None]
+
+
+def sqnr(wanted: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()))
+
+
+def test_every_precision_of_a_classifier_is_close_in_the_source_layout(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx", input_name=HOSTILE, output_name="o" + HOSTILE))
+    data, seen = images(tmp_path, 8, 6), images(tmp_path, 24, 5)
+    (wanted,) = expected(model, data)
+    calibration = Calibration(path=folder_of(tmp_path / "cal", seen), digest="", count=24)
+    base = made(model, Precision.FP32, tmp_path / "fp32")
+    closeness = {Precision.FP32: 90.0, Precision.FP16: 40.0, Precision.INT8: 20.0}
+    for precision, least in closeness.items():
+        artifact = base
+        if precision is not Precision.FP32:
+            artifact = made(model, precision, tmp_path / str(precision), calibration, base)
+        (got,) = ran(artifact, model, tmp_path / f"in-{precision}", data)
+        assert got.shape == wanted.shape and got.dtype == np.float32
+        assert sqnr(wanted, got) > least, precision
+    assert artifacts.read(tmp_path / "int8").inputs[0].scale is not None
+
+
+def test_a_layout_that_shapes_do_not_decide_is_found_by_a_run(tmp_path: Path) -> None:
+    """1x3x3x3 in and out: channels first and last have the same shape."""
+    weights = RNG.standard_normal((3, 3, 3, 3)).astype(np.float32)
+    model = net(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["c"], ["y"]),
+            helper.make_node("Sigmoid", ["c"], ["z"]),
+        ],
+        [("x", FLOAT, [1, 3, 3, 3])],
+        [("y", FLOAT, [1, 3, 3, 3]), ("z", FLOAT, [1, 3, 3, 3])],
+        w=weights,
+    )
+    data = RNG.standard_normal((4, 1, 3, 3, 3)).astype(np.float32)
+    got = ran(made(model, Precision.FP32, tmp_path / "out"), model, tmp_path / "in", data)
+    for wanted, value in zip(expected(model, data), got, strict=True):
+        np.testing.assert_allclose(value, wanted, atol=1e-5)
+
+
+def test_outputs_keep_the_source_order_and_inputs_of_other_types_pass(tmp_path: Path) -> None:
+    """Token numbers and a float mask in, three outputs whose names sort differently from their order."""
+    model = net(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("Gather", ["table", "ids"], ["e"]),
+            helper.make_node("Mul", ["e", "mask"], ["z last"]),
+            helper.make_node("MatMul", ["z last", "w"], ["a first"]),
+            helper.make_node("ReduceMean", ["a first"], ["m"], axes=[1], keepdims=0),
+        ],
+        [("mask", FLOAT, [1, 6, 1]), ("ids", INT64, [1, 6])],
+        [("z last", FLOAT, [1, 6, 8]), ("m", FLOAT, [1, 5]), ("a first", FLOAT, [1, 6, 5])],
+        table=RNG.standard_normal((20, 8)).astype(np.float32),
+        w=RNG.standard_normal((8, 5)).astype(np.float32),
+    )
+    mask = RNG.standard_normal((3, 1, 6, 1)).astype(np.float32)
+    ids = RNG.integers(0, 20, (3, 1, 6))
+    got = ran(made(model, Precision.FP32, tmp_path / "out"), model, tmp_path / "in", mask, ids)
+    for wanted, value in zip(expected(model, mask, ids), got, strict=True):
+        np.testing.assert_allclose(value, wanted, atol=1e-5)
+
+
+def test_an_input_handed_through_as_an_output_survives_the_renaming(tmp_path: Path) -> None:
+    model = net(
+        tmp_path / "model.onnx",
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [("x", FLOAT, [1, 4])],
+        [("y", FLOAT, [1, 4]), ("x", FLOAT, [1, 4])],
+    )
+    data = RNG.standard_normal((2, 1, 4)).astype(np.float32)
+    y, x = ran(made(model, Precision.FP32, tmp_path / "out"), model, tmp_path / "in", data)
+    np.testing.assert_array_equal(y, np.maximum(data, 0))
+    np.testing.assert_array_equal(x, data)
+
+
+def test_a_convolution_whose_weights_are_filled_at_run_time_converts(tmp_path: Path) -> None:
+    filled = numpy_helper.from_array(np.array([0.25], np.float32))
+    model = net(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("ConstantOfShape", ["dims"], ["w"], value=filled),
+            helper.make_node("Conv", ["x", "w"], ["y"]),
+        ],
+        [("x", FLOAT, [1, 2, 5, 5])],
+        [("y", FLOAT, [1, 4, 3, 3])],
+        dims=np.array([4, 2, 3, 3], np.int64),
+    )
+    data = RNG.standard_normal((2, 1, 2, 5, 5)).astype(np.float32)
+    (got,) = ran(made(model, Precision.FP32, tmp_path / "out"), model, tmp_path / "in", data)
+    np.testing.assert_allclose(got, expected(model, data)[0], atol=1e-5)
+
+
+def test_a_pooling_padded_with_minus_infinity_does_not_spoil_int8(tmp_path: Path) -> None:
+    model = net(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+        ],
+        [("x", FLOAT, [1, 3, 12, 12])],
+        [("y", FLOAT, [1, 8, 5, 5])],
+        w=(RNG.standard_normal((8, 3, 3, 3)) / 5).astype(np.float32),
+    )
+    data = RNG.standard_normal((16, 1, 3, 12, 12)).astype(np.float32)
+    base = made(model, Precision.FP32, tmp_path / "fp32")
+    calibration = Calibration(path=folder_of(tmp_path / "cal", data), digest="", count=16)
+    small = made(model, Precision.INT8, tmp_path / "int8", calibration, base)
+    (got,) = ran(small, model, tmp_path / "in", data)
+    assert sqnr(expected(model, data)[0], got) > 20
+
+
+def test_int8_leaves_a_normalisation_in_float_where_integers_would_spoil_it(tmp_path: Path) -> None:
+    """A layer normalisation in parts, with one channel a thousand times larger than the others."""
+    scale = np.ones(16, np.float32)
+    scale[3] = 1000.0
+    model = net(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("MatMul", ["x", "w1"], ["h"]),
+            helper.make_node("Mul", ["h", "s"], ["l"]),
+            helper.make_node("ReduceMean", ["l"], ["mean"], axes=[-1]),
+            helper.make_node("Sub", ["l", "mean"], ["d"]),
+            helper.make_node("Div", ["d", "s"], ["n"]),
+            helper.make_node("MatMul", ["n", "w2"], ["y"]),
+        ],
+        [("x", FLOAT, [1, 16])],
+        [("y", FLOAT, [1, 8])],
+        w1=(RNG.standard_normal((16, 16)) / 4).astype(np.float32),
+        w2=(RNG.standard_normal((16, 8)) / 4).astype(np.float32),
+        s=scale,
+    )
+    data = RNG.standard_normal((24, 1, 16)).astype(np.float32)
+    base = made(model, Precision.FP32, tmp_path / "fp32")
+    calibration = Calibration(path=folder_of(tmp_path / "cal", data), digest="", count=24)
+    small = made(model, Precision.INT8, tmp_path / "int8", calibration, base)
+    (got,) = ran(small, model, tmp_path / "in", data)
+    assert sqnr(expected(model, data)[0], got) > 12
+
+
+def test_the_same_model_gives_the_same_bytes_twice_and_keeps_its_input(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    before = model.path.read_bytes()
+    calibration = Calibration(path=folder_of(tmp_path / "cal", images(tmp_path, 8, 5)), digest="", count=8)
+    runs = []
+    for turn in (1, 2):
+        base = made(model, Precision.FP32, tmp_path / f"fp32-{turn}")
+        small = [made(model, p, tmp_path / f"{p}-{turn}", calibration, base) for p in (Precision.FP16, Precision.INT8)]
+        runs.append([(a.folder / FILE).read_bytes() for a in (base, *small)])
+    assert runs[0] == runs[1]
+    assert model.path.read_bytes() == before
+
+
+def test_int8_without_samples_is_refused(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    base = made(model, Precision.FP32, tmp_path / "fp32")
+    with pytest.raises(CalibrationError, match="real samples"):
+        made(model, Precision.INT8, tmp_path / "int8", None, base)
+
+
+def test_an_operator_that_onnx2tf_does_not_know_is_a_failure_of_the_tool(tmp_path: Path) -> None:
+    model = net(
+        tmp_path / "model.onnx",
+        [helper.make_node("Det", ["x"], ["y"])],
+        [("x", FLOAT, [1, 4, 4])],
+        [("y", FLOAT, [1])],
+    )
+    with pytest.raises(ToolFailed, match="onnx2tf"):
+        made(model, Precision.FP32, tmp_path / "out")
+
+
+def test_a_damaged_file_is_a_failure_that_names_the_engine(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "model.onnx"))
+    artifact = made(model, Precision.FP32, tmp_path / "out")
+    (artifact.folder / FILE).write_bytes(b"\x18\x00\x00\x00TFL3")
+    with pytest.raises(VariantError, match="cannot be loaded by LiteRT"):
+        ran(artifact, model, tmp_path / "in", images(tmp_path, 2, 5))
