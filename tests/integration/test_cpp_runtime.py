@@ -1,7 +1,8 @@
 """The C++ runtime with the null engine, under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 Its own unit tests run by ctest; here the harness meets whole files: those of numpy and of `edgepack.bundle`, and
-hostile ones. A sanitizer's finding ends the harness with a signal or code 1 and its report on stderr, which no test accepts.
+hostile ones. A sanitizer's finding ends the harness with a signal or code 1 and its report on stderr, which no test
+accepts.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from edgepack.toolchains.zig import Zig
 from edgepack.toolchains.zig_wrapper import translate
 from edgepack.types import Compiler, Target
 
-
 ARCHIVES = ("libc.a", "libstdc++.a")
 
 
