@@ -376,7 +376,7 @@ def save(model: onnx.ModelProto, out: Path, name: str) -> None:
         raise Refused(
             f"{name} is larger than 2 GiB, more than one ONNX file can hold.",
             "edgepack is for models that fit an edge device; quantize or shrink it first.",
-            "EP309",
+            "EP313",
         )
     (out / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
 

@@ -36,7 +36,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 
 CLIPS = (0.0, 1e-5, 1e-4)  # shares of values outside the range that are tried
-JUDGED = 16  # calibration samples that decide between them
+JUDGED = 32  # calibration samples that decide between them
 BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
 PICKED = 1 << 16  # values of one tensor and sample that enter the histogram; minimum and maximum see all
 

@@ -52,7 +52,7 @@ from ai_edge_quantizer.qtyping import (
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
 CLIPS = (1e-5, 0.0, 1e-4)  # shares of values outside the range that are tried
-JUDGED = 16  # calibration samples that decide between them
+JUDGED = 32  # calibration samples that decide between them
 BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
 PICKED = 1 << 16  # values of one tensor and sample that enter the histogram; minimum and maximum see all
 HUGE = 1e30  # what pads a maximum pooling is no value to measure
