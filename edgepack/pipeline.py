@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +334,7 @@ def manifest_facts(
     plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]
 ) -> dict[str, Any]:
     """Everything the manifest says besides the list of files; no times, no paths, nothing of this machine."""
-    target = asdict(plan.target)
+    target = asdict(replace(plan.target, cmake_toolchain_file=None))
     return {
         "name": plan.name,
         "target": {**target, "bounds": {str(k): asdict(v) for k, v in plan.target.bounds.items()}},

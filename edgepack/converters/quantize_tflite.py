@@ -34,27 +34,34 @@ import dataclasses
 import json
 import math
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
 from ai_edge_quantizer.qtyping import (
+    BuiltinOperator,
     ComputePrecision,
+    OperatorT,
     OpQuantizationConfig,
     TensorDataType,
     TensorQuantizationConfig,
+    TensorType,
     TFLOperationName,
 )
+from ai_edge_quantizer.transformations import transformation_utils
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
 CLIPS = (1e-5, 0.0, 1e-4)  # shares of values outside the range that are tried
-JUDGED = 32  # calibration samples that decide between them
+JUDGED = 16  # calibration samples that decide between them
 BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
 PICKED = 1 << 16  # values of one tensor and sample that enter the histogram; minimum and maximum see all
+SMALLEST = 256  # values; a smaller constant isn't worth a float16 copy
 HUGE = 1e30  # what pads a maximum pooling is no value to measure
 GOOD = 12.0  # dB; below it the next recipe is tried
 HOPELESS = 8.0  # dB; a recipe that starts below it isn't tried further
@@ -98,9 +105,44 @@ def fp16(model: str) -> bytes:
     config = OpQuantizationConfig(
         weight_tensor_config=weights, compute_precision=ComputePrecision.FLOAT, explicit_dequantize=True
     )
-    worker = quantizer.Quantizer(model)
+    worker = quantizer.Quantizer(halve_tables(model))
     worker.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, AlgorithmName.FLOAT_CASTING)
     return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+
+
+def halve_tables(model: str) -> bytes:
+    """Store as float16 what the tool leaves in float32: the large constants of any other operator."""
+    flat = tfl_flatbuffer_utils.read_model(model)
+    weighted = {getattr(BuiltinOperator, name, None) for name in (*WEIGHTED, "TRANSPOSE_CONV")}
+    for graph in flat.subgraphs:
+        kept = {
+            index
+            for operator in graph.operators
+            if flat.operatorCodes[operator.opcodeIndex].builtinCode in weighted
+            for index in operator.inputs
+        }
+        used = {index for operator in graph.operators for index in operator.inputs}
+        shared = Counter(tensor.buffer for tensor in graph.tensors)
+        for index in sorted(used - kept - set(graph.outputs) - {-1}):
+            tensor = graph.tensors[index]
+            buffer = flat.buffers[tensor.buffer]
+            if tensor.type != TensorType.FLOAT32 or buffer.data is None or shared[tensor.buffer] > 1:
+                continue
+            full = np.frombuffer(bytes(buffer.data), np.float32)
+            if full.size < SMALLEST or np.abs(full).max() > np.finfo(np.float16).max:
+                continue
+            wide = transformation_utils.add_new_activation_tensor(
+                tensor.name + b"_wide", tensor.shape, TensorType.FLOAT32, graph
+            )
+            for operator in graph.operators:
+                operator.inputs = [wide if number == index else number for number in operator.inputs]
+            widen = OperatorT()
+            widen.opcodeIndex = transformation_utils.add_op_code(BuiltinOperator.DEQUANTIZE, flat.operatorCodes)
+            widen.inputs, widen.outputs = [index], [wide]
+            graph.operators.insert(0, widen)
+            tensor.type = TensorType.FLOAT16
+            buffer.data = np.frombuffer(full.astype(np.float16).tobytes(), np.uint8)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(flat))
 
 
 def int8(request: dict, facts: dict) -> bytes:

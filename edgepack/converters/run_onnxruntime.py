@@ -11,7 +11,7 @@
 
 Request: ``files`` (the model, .ort or .onnx), ``inputs`` and ``outputs`` (tensor names in the order of the tensor
 folders), ``samples`` (folder of ``0.npy``... of shape [samples, *shape]), ``threads``, ``timed`` (number of timed
-runs). The result's ``latency_ms`` is the median of the timed runs on the first sample, after one warm-up.
+runs), ``optimize`` (False computes the graph as it stands: for reference outputs). The result's ``latency_ms`` is the median of the timed runs on the first sample, after one warm-up.
 """
 
 import json
@@ -30,13 +30,16 @@ def main() -> None:
     options.intra_op_num_threads = int(request.get("threads", 1))
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not request.get("optimize", True):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(request["files"][0], options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise SystemExit(f"cannot be loaded by ONNX Runtime: {one_line(error)}") from error
     names, wanted = request["inputs"], request["outputs"]
     samples = [np.load(Path(request["samples"], f"{i}.npy"), mmap_mode="r") for i in range(len(names))]
-    feeds = [dict(zip(names, values, strict=True)) for values in zip(*samples, strict=True)]
+    # asarray: a sample of a rank-0 input is a numpy scalar, which ONNX Runtime doesn't take.
+    feeds = [{n: np.asarray(v) for n, v in zip(names, values, strict=True)} for values in zip(*samples, strict=True)]
     try:
         outputs = [session.run(wanted, feed) for feed in feeds]
         latency = timed(lambda: session.run(wanted, feeds[0]), int(request.get("timed", 0)))
