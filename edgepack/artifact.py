@@ -56,7 +56,8 @@ def from_engine(array: Array, binding: Binding, spec: TensorSpec) -> Array:
         array = (array.astype(np.float32) - binding.zero_point) * np.float32(binding.scale)
     moved = array.reshape(tuple(spec.shape[axis] for axis in binding.perm))
     inverse = np.argsort(np.asarray(binding.perm, dtype=np.intp))
-    return np.ascontiguousarray(np.transpose(moved, tuple(int(i) for i in inverse)).astype(spec.dtype))
+    back = np.transpose(moved, tuple(int(i) for i in inverse)).astype(spec.dtype)
+    return np.ascontiguousarray(back).reshape(spec.shape)  # ascontiguousarray makes rank 0 rank 1
 
 
 def identity(spec: TensorSpec, name: str | None = None) -> Binding:

@@ -11,7 +11,8 @@
 
 Request: ``files`` (the model, .ort or .onnx), ``inputs`` and ``outputs`` (tensor names in the order of the tensor
 folders), ``samples`` (folder of ``0.npy``... of shape [samples, *shape]), ``threads``, ``timed`` (number of timed
-runs), ``optimize`` (False computes the graph as it stands: for reference outputs). The result's ``latency_ms`` is the median of the timed runs on the first sample, after one warm-up.
+runs), ``optimize`` (False computes the graph as it stands: for reference outputs). The result's ``latency_ms`` is
+the median of the timed runs on the first sample, after one warm-up.
 """
 
 import json

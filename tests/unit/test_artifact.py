@@ -42,3 +42,12 @@ def test_identity_changes_nothing(dtype: str) -> None:
     array = np.array([[0, 1], [1, 0]], dtype)
 
     np.testing.assert_array_equal(to_engine(array, identity(spec)), array)
+
+
+def test_a_scalar_stays_a_scalar() -> None:
+    spec = TensorSpec(name="n", dtype="float32", shape=())
+
+    assert (
+        from_engine(np.ones((1,), np.float32), Binding(name="n", dtype="float32", shape=(1,), perm=()), spec).shape
+        == ()
+    )
