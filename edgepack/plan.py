@@ -3,6 +3,7 @@ made before any work."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgepack import converter, plugins, toolchains
+from edgepack import converter, log, plugins, toolchains
 from edgepack.errors import CalibrationError, ToolMissing, UsageError
 from edgepack.interfaces import Engine, Importer
 from edgepack.types import Compiler, Outcome, Precision, Preprocess, Status, Target, Variant
@@ -211,7 +212,7 @@ def prepare(plan: BuildPlan) -> dict[str, Compiler]:
     compilers: dict[str, Compiler] = {}
     for engine in sorted({variant.engine for variant in plan.variants}):
         try:
-            compilers[engine] = toolchains.select(plan.target, engine)
+            compilers[engine] = _compiler(plan.target, engine)
         except ToolMissing as error:
             missing.append(error)
     with ThreadPoolExecutor(4) as pool:
@@ -224,6 +225,19 @@ def prepare(plan: BuildPlan) -> dict[str, Compiler]:
     for each in tries:
         each.result()
     return compilers
+
+
+def _compiler(target: Target, engine: str) -> Compiler:
+    """The system's compiler for the target, else zig from the package index (about 410 MB, once)."""
+    try:
+        return toolchains.select(target, engine)
+    except ToolMissing:
+        if converter.prepared("zig") or os.environ.get("EDGEPACK_OFFLINE") == "1":
+            raise
+        log.note(f"no cross compiler for {target.name} is installed; fetching zig from the package index instead")
+        with contextlib.suppress(ToolMissing):
+            converter.environment("zig")
+        return toolchains.select(target, engine)
 
 
 def needed_scripts(plan: BuildPlan) -> set[str]:
