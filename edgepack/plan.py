@@ -85,10 +85,11 @@ def make_plan(
     destination = output / f"{chosen}-{target.name}.edgepack"
     check_destination(destination)
     named = {
-        v
-        for v in (*variants, *(outcome.variant for outcome in refused))
-        if v.engine in engines or v.precision in precisions
-    }
+        outcome.variant
+        for outcome in refused
+        if outcome.variant.precision in precisions
+        or (outcome.variant.engine in engines and outcome.reason != NEEDS_DATA)
+    } | {variant for variant in variants if variant.engine in engines or variant.precision in precisions}
     return BuildPlan(
         source=source,
         name=chosen,

@@ -108,3 +108,9 @@ def test_named_variants_that_were_not_built_are_known(model: str) -> None:
     made = plan.make_plan(model, target(), engines=["ncnn", "tflite"], precisions=[Precision.FP32])
 
     assert [str(o.variant) for o in plan.named_failures(made, made.refused)] == ["tflite-fp32"]
+
+
+def test_naming_an_engine_does_not_ask_for_its_int8_without_data(model: str) -> None:
+    made = plan.make_plan(model, target(), engines=["ncnn"])
+
+    assert plan.named_failures(made, made.refused) == []
