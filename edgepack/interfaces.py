@@ -91,6 +91,7 @@ class Engine(Protocol):
     name: str
     version: str
     int8: Literal["qdq", "own", "none"]
+    runtime_needs_layers: bool  # whether its harness can only be built once the models' layers are known
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """Converter scripts that export and run use at `precision`; their digests go into the cache key."""

@@ -156,6 +156,7 @@ class Line:
         self.exports: dict[Variant, Future[Entry]] = {}
         for variant in plan.variants:
             self._export(variant)
+        # After the exports in the queue, but those wait for the import: a second core compiles meanwhile.
         self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
         self.ready = {variant: self._finish(variant) for variant in plan.variants}
 
@@ -219,20 +220,21 @@ class Line:
 
     def _harness(self, name: str) -> Future[Entry]:
         engine = self.plan.engine(name)
+
+        def make(layers: tuple[str, ...]) -> Entry:
+            target, compiler = self.plan.target, self.compilers[name]
+            return steps.build_harness(self.cache, engine, target, compiler, layers, self.plan.jobs)
+
+        def make_for(*settled: Future[Entry]) -> Entry:
+            exported = [future.result() for future in settled if future.exception() is None]
+            if not exported:
+                settled[0].result()  # raises the reason
+            return make(tuple(sorted({layer for e in exported for layer in artifact.read(e.path).layers})))
+
+        if not engine.runtime_needs_layers:
+            return self.graph.add(f"harness {name}", lambda: make(()))
         exports = [self.exports[variant] for variant in self.plan.variants if variant.engine == name]
-
-        def work(*settled: Future[Entry]) -> Entry:
-            layers: set[str] = set()
-            for future in settled:
-                if future.exception() is None:
-                    layers |= set(artifact.read(future.result().path).layers)
-                elif all(f.exception() is not None for f in settled):
-                    raise future.exception() or RuntimeError
-            return steps.build_harness(
-                self.cache, engine, self.plan.target, self.compilers[name], tuple(sorted(layers)), self.plan.jobs
-            )
-
-        return self.graph.settle(f"harness {name}", work, *exports)
+        return self.graph.settle(f"harness {name}", make_for, *exports)
 
     def _finish(self, variant: Variant) -> Future[Ready]:
         """Verify on the host, then self-test the cross-built harness."""

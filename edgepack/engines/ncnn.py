@@ -57,6 +57,7 @@ class Ncnn:
     name = "ncnn"
     version = "1.0.20261020"
     int8: Literal["qdq", "own", "none"] = "own"
+    runtime_needs_layers = True
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """pnnx makes fp32; the others start from its files, so that it belongs to fp32's key alone."""

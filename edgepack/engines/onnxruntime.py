@@ -28,6 +28,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     version = "1"
     int8: Literal["qdq", "own", "none"] = "qdq"
+    runtime_needs_layers = False
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """Converter scripts that export and run use at `precision`."""

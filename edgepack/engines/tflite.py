@@ -41,6 +41,7 @@ class TFLite:
     name = "tflite"
     version = "1"
     int8: Literal["qdq", "own", "none"] = "own"
+    runtime_needs_layers = False
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """Converter scripts that export and run use at `precision`."""
