@@ -1,5 +1,5 @@
 // ONNX Runtime through its C table, with own declarations: OrtApi only ever grows at its end, so the positions below
-// hold for every release since 1.7 (checked against 1.28.2, 1.30.0 and 1.31.1).
+// hold for every release since 1.7 (checked against 1.31.1).
 #include <cstdint>
 #include <new>
 #include <string_view>

@@ -90,7 +90,11 @@ class Ncnn:
             self._shrink(artifacts.read(base), precision, calibration, out)
             return
         request = {"model": str(model.path)}
-        made = converter.convert("onnx_to_ncnn", request, out)
+        try:
+            made = converter.convert("onnx_to_ncnn", request, out)
+        except ToolFailed as error:
+            hint = f"Use another engine for this model: --engine onnxruntime takes most operators. {error.hint}"
+            raise VariantError(error.message, hint, log=error.log) from error
         param = _read_param(out / PARAM)
         draft = Artifact(
             folder=out,
