@@ -178,6 +178,7 @@ def cells(outcome: dict[str, Any], sizes: dict[str, int]) -> list[str]:
 def plain(text: str) -> str:
     """One line of Markdown that shows nothing of this machine's folders."""
     kept = str(Path.home())
+    text = text.partition("To repeat this step by hand:")[0].rstrip()
     return " ".join(text.replace(kept, "~").replace("|", "\\|").replace("<", "&lt;").split())
 
 

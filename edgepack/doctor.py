@@ -6,7 +6,7 @@ import os
 import shutil
 from typing import Any
 
-from edgepack import config, converter, emulator, plugins, resources
+from edgepack import config, converter, emulator, harness, plugins, resources
 from edgepack.errors import EdgepackError
 
 ARCHES = {"aarch64": "linux-aarch64", "x86_64": "linux-x86_64", "armhf": "linux-armhf", "riscv64": "linux-riscv64"}
@@ -47,7 +47,7 @@ def _uv() -> dict[str, Any]:
 
 
 def _tool(name: str, cure: str) -> dict[str, Any]:
-    found = shutil.which(name)
+    found = harness.program(name)
     return _check("tools", name, found is not None, found or "not found", cure)
 
 
@@ -78,10 +78,15 @@ def _architecture(arch: str, name: str) -> list[dict[str, Any]]:
     for toolchain in plugins.load_all("toolchains"):
         if toolchain.name == "cmake_file":
             continue  # needs the user's own file
-        compiler = toolchain.locate(target, static=False)
-        found = compiler.description if compiler else "not found"
-        checks.append(_check(arch, toolchain.name, compiler is not None, found, toolchain.advice(target)))
-    runner = emulator.find(target, static=False)
+        dynamic, static = (toolchain.locate(target, static=wanted) for wanted in (False, True))
+        found = (dynamic or static).description if dynamic or static else "not found"
+        if static and not dynamic:
+            found += f" (static programs only: {target.name} promises {target.libc} {target.libc_version})"
+        cure = "" if dynamic else toolchain.advice(target)
+        if not cure and not (dynamic or static):
+            continue  # a toolchain for other systems
+        checks.append(_check(arch, toolchain.name, bool(dynamic or static), found, cure))
+    runner = emulator.find(target, static=False) or emulator.find(target, static=True)
     found = runner.description if runner else emulator.why_not(target)
     checks.append(_check(arch, "self-test", runner is not None, found, "" if runner else "apt install qemu-user"))
     return checks

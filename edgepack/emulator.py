@@ -130,6 +130,8 @@ def judge(done: Completed, runner: Emulator, count: int) -> SelfTest:
             f"sample {worst.get('index')}, output {worst.get('output')}: cosine {worst.get('cosine')}, "
             f"SQNR {worst.get('sqnr_db')} dB"
         )
+        if worst.get("finite") is False:
+            detail += "; it has NaN or infinite values (float16 overflow on this CPU is likely)"
     else:
         detail = f"the harness compared {len(tested)} of {count} samples and said: {words or end.get('status')}"
     return SelfTest(how=runner.how, passed=False, detail=detail, metrics=metrics)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,12 +110,17 @@ def _cpu_features(engine: str, target: Target) -> list[str]:
     return sorted(runtimes.pin(engine, target.arch).get("cpu_features", []))
 
 
+def program(name: str) -> str | None:
+    """A build tool on PATH, or the one that was installed beside edgepack from the package index."""
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+
+
 def _compile(engine: str, scratch: Path, arguments: Sequence[str], compiler: Compiler, jobs: int) -> Path:
-    cmake = shutil.which("cmake")
+    cmake, ninja = program("cmake"), program("ninja")
     if cmake is None:
-        raise ToolMissing("CMake was not found.", "Install it: `apt install cmake ninja-build`.")
+        raise ToolMissing("CMake was not found.", "Install it: `pip install cmake ninja`, or your system's packages.")
     folder = scratch / "out"
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else ["-G", "Unix Makefiles"]
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["-G", "Unix Makefiles"]
     env = {**process.clean_environment(), **compiler.env}
     target = f"edgepack-{engine}"
     steps: tuple[tuple[list[str | Path], float], ...] = (

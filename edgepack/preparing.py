@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgepack import config, converter, plugins, runtimes
-from edgepack.errors import VariantError
+from edgepack import config, converter, plugins, runtimes, toolchains
+from edgepack.errors import ToolMissing, VariantError
 from edgepack.types import Precision, Target
 
 
@@ -41,6 +41,11 @@ def _scripts(target: Target | None) -> set[str]:
         for plugin in plugins.load_all(group):
             scripts |= set(plugin.tools)
     for name in target.engines:
+        try:
+            uses_zig = toolchains.select(target, name).toolchain == "zig"
+        except ToolMissing:
+            uses_zig = True
+        scripts |= {"zig"} if uses_zig else set()
         engine = plugins.load("engines", name)
         for precision in Precision:
             scripts |= set(engine.tools(precision))
