@@ -56,6 +56,31 @@ def crops(names: tuple[str, ...], count: int, side: int, seed: int) -> list[tupl
     return found
 
 
+def pages(part: str, count: int, side: int, seed: int) -> list[tuple[str, Image.Image]]:
+    """What a text detector looks at: a quarter scanned text, the rest photographs with sentences drawn on them.
+
+    Without the drawing a detector finds nothing in these photographs, and nothing is nothing to compare.
+    """
+    random = np.random.default_rng(seed)
+    names, scan = (CALIBRATION, "page") if part == "calibration" else (VERIFICATION, "text")
+    shots, scans = crops(names, count, side, seed), crops((scan,), count, side, seed)
+    written = sentences(part)
+    found = []
+    for number in range(count):
+        if number % 4 == 0:
+            found.append(scans[number])
+            continue
+        name, image = shots[number]
+        draw = ImageDraw.Draw(image)
+        for _ in range(int(random.integers(1, 5))):
+            text = written[int(random.integers(len(written)))][: int(random.integers(6, 28))]
+            place = (int(random.integers(0, side // 2)), int(random.integers(0, side - 30)))
+            ink = tuple(int(c) for c in random.choice([0, 40, 215, 255]) + random.integers(-5, 5, 3))
+            draw.text(place, text, fill=ink, font=ImageFont.load_default(int(random.integers(14, 36))))
+        found.append((name, image))
+    return found
+
+
 def save(images: list[tuple[str, Image.Image]], folder: Path) -> Path:
     """Write pictures as PNG and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -146,12 +146,15 @@ def preprocess(path: Path, key: str, size: int, mean: list[float], std: list[flo
     return path
 
 
-def pictures(folder: Path, side: int, names: tuple[tuple[str, ...], ...] = ()) -> list[object]:
+def pictures(folder: Path, side: int) -> list[object]:
     """PNG crops of photographs: arguments for a calibration and a verification folder of them."""
-    calib, verify = names or (inputs.CALIBRATION, inputs.VERIFICATION)
+    calib, verify = (
+        inputs.crops(names, count, side, seed)
+        for names, count, seed in ((inputs.CALIBRATION, CALIBRATION, 0), (inputs.VERIFICATION, VERIFICATION, 1))
+    )
     return [
-        "--calib", inputs.save(inputs.crops(calib, CALIBRATION, side, 0), folder / "calibration"),
-        "--samples", inputs.save(inputs.crops(verify, VERIFICATION, side, 1), folder / "verification"),
+        "--calib", inputs.save(calib, folder / "calibration"),
+        "--samples", inputs.save(verify, folder / "verification"),
     ]  # fmt: skip
 
 
@@ -193,11 +196,10 @@ def ppocr(folder: Path) -> list[dict[str, object]]:
     models = package("rapidocr_onnxruntime") / "models"
     det, cls, rec = (models / f"ch_{n}_infer.onnx" for n in ("PP-OCRv4_det", "ppocr_mobile_v2.0_cls", "PP-OCRv4_rec"))
     declared = preprocess(folder / "ppocr_det.toml", "x", 320, [127.5], [127.5], "BGR")
-    pages = (
-        ("page", "coins", "china", "coffee", "retina"),
-        ("text", "motorcycle_left", "rocket", "clock_motion", "ihc"),
-    )
-    shots = pictures(folder / "photographs_320", 320, pages)
+    shots = [
+        "--calib", inputs.save(inputs.pages("calibration", CALIBRATION, 320, 2), folder / "pages" / "calibration"),
+        "--samples", inputs.save(inputs.pages("verification", VERIFICATION, 320, 3), folder / "pages" / "verification"),
+    ]  # fmt: skip
 
     def texts(width: int, turn: bool):
         def make(part: str, count: int) -> dict[str, np.ndarray]:
@@ -209,7 +211,7 @@ def ppocr(folder: Path) -> list[dict[str, object]]:
     lines = "lines of a scanned page and drawn sentences of Python's help"
     return [
         entry(
-            "PP-OCRv4 det", str(det), origin, f"{VERIFICATION} crops of a scanned text and 4 photographs",
+            "PP-OCRv4 det", str(det), origin, f"{VERIFICATION} crops of scanned text and of photographs with text",
             ["--input", "x=1x3x320x320", "--name", "ppocr-det", "--preprocess", declared, *shots], folder,
         ),
         entry(

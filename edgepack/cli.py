@@ -185,11 +185,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     as_json = "--json" in sys.argv[1:]
     try:
-        cli.main(prog_name="edgepack", standalone_mode=False)
+        code = cli.main(prog_name="edgepack", standalone_mode=False)  # click returns the code of an Exit
+        sys.exit(code if isinstance(code, int) else 0)
     except EdgepackError as error:
         _report(as_json, error.id, error.message, error.hint, error.exit_code, error.log)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except click.UsageError as error:
         usage = error.ctx.get_usage() + "\n" if error.ctx and not as_json else ""
         sys.stderr.write(usage)

@@ -124,14 +124,15 @@ def judge(done: Completed, runner: Emulator, count: int) -> SelfTest:
     if end.get("status") == "ok" and done.returncode == 0 and not failed and len(tested) == count:
         return SelfTest(how=runner.how, passed=True, detail=runner.description, metrics=metrics)
     if failed:
-        worst = min(failed, key=lambda line: line.get("cosine") or 0.0)
-        detail = (
-            f"outputs differ from the golden ones in {len(failed)} of {len(metrics)} comparisons; "
-            f"sample {worst.get('index')}, output {worst.get('output')}: cosine {worst.get('cosine')}, "
-            f"SQNR {worst.get('sqnr_db')} dB"
-        )
+        worst = min(failed, key=lambda line: (line.get("finite", True), line.get("cosine") or 0.0))
+        where = f"sample {worst.get('index')}, output {worst.get('output')}"
         if worst.get("finite") is False:
-            detail += "; it has NaN or infinite values (float16 overflow on this CPU is likely)"
+            detail = f"{where} has NaN or infinite values (float16 overflows on this CPU?)"
+        else:
+            detail = (
+                f"outputs differ from the golden ones in {len(failed)} of {len(metrics)} comparisons; "
+                f"{where}: cosine {worst.get('cosine')}, SQNR {worst.get('sqnr_db')} dB"
+            )
     else:
         detail = f"the harness compared {len(tested)} of {count} samples and said: {words or end.get('status')}"
     return SelfTest(how=runner.how, passed=False, detail=detail, metrics=metrics)

@@ -97,7 +97,10 @@ def _row(outcome: Outcome, float_size: int | None) -> tuple[str, ...]:
 def _tested(test: SelfTest | None) -> str:
     if test is None:
         return "-"
-    return test.how if test.passed is None else f"ok ({test.how})"
+    if test.passed is None:
+        return test.how
+    noise = [m["sqnr_db"] for m in test.metrics if m.get("sqnr_db") is not None]
+    return f"ok ({test.how}, {min(noise):.0f} dB)" if noise else f"ok ({test.how})"
 
 
 def _floor(value: float) -> str:

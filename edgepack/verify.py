@@ -41,6 +41,16 @@ def measure(name: str, reference: Array, output: Array) -> Metric:
     wanted = reference.reshape(len(reference), -1).astype(np.float64)
     got = output.reshape(len(output), -1).astype(np.float64)
     finite = bool(np.isfinite(got).all() or (np.isfinite(wanted) == np.isfinite(got)).all())
+    if not finite:
+        return Metric(
+            output=name,
+            cosine=0.0,
+            cosine_min=0.0,
+            sqnr_db=-PERFECT_DB,
+            max_abs=float(np.finfo(np.float32).max),
+            top1=None,
+            finite=False,
+        )
     wanted, got = np.nan_to_num(wanted), np.nan_to_num(got)
     error = got - wanted
     return Metric(

@@ -27,14 +27,12 @@ import onnxruntime
 
 ADDR_NO_RANDOMIZE = 0x0040000  # of sys/personality.h
 QUERY = 0xFFFFFFFF
+FIXED = "EDGEPACK_FIXED_ADDRESSES"
 
 
 def main() -> None:
-    fix_addresses()
-    request = json.loads(Path(sys.argv[1]).read_text())
-    out, scratch = Path(request["out"]), Path(request["scratch"])
-    # ONNX Runtime notes the file's path in what it writes: a fixed name keeps the bytes the same everywhere.
-    shutil.copyfile(request["model"], scratch / "model.onnx")
+    if not os.environ.get(FIXED):
+        prepare(json.loads(Path(sys.argv[1]).read_text()))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = 1
@@ -47,21 +45,29 @@ def main() -> None:
         )
     except Exception as error:
         raise SystemExit(f"ONNX Runtime can't load this model: {' '.join(str(error).split())[:400]}") from error
-    shutil.copyfile(scratch / "model.ort", out / "model.ort")
+    out = Path(json.loads(Path("request.json").read_text())["out"])  # only now: see prepare
+    shutil.copyfile("model.ort", out / "model.ort")
     (out / "result.json").write_text(json.dumps({"onnxruntime": onnxruntime.__version__}))
 
 
-def fix_addresses() -> None:
-    """Start again without address randomisation: the file's tables come in the order of hashed addresses."""
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    libc.personality.argtypes = [ctypes.c_ulong]
-    now = libc.personality(QUERY)
-    if now == -1 or now & ADDR_NO_RANDOMIZE:
-        return
-    if libc.personality(now | ADDR_NO_RANDOMIZE) != -1:
-        os.execv(sys.executable, [sys.executable, "-I", *sys.argv])  # noqa: S606 - there is no shell
+def prepare(request: dict) -> None:
+    """Start again in a process that looks the same in every folder, so that the same model gives the same bytes.
+
+    The file's tables come in the order of hashed addresses, so addresses must not be random, and nothing whose length
+    differs between two folders (paths in the request, in arguments or in the environment) may be in memory before the
+    file is written. ONNX Runtime also notes the model's path in what it writes.
+    """
+    os.chdir(request["scratch"])
+    shutil.copyfile(request["model"], "model.onnx")
+    Path("request.json").write_text(json.dumps(request))
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        libc.personality.argtypes = [ctypes.c_ulong]
+        now = libc.personality(QUERY)
+        if now != -1:
+            libc.personality(now | ADDR_NO_RANDOMIZE)
+    environment = {FIXED: "1", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    os.execve(sys.executable, [sys.executable, "-I", str(Path(__file__).resolve()), "request.json"], environment)  # noqa: S606 - there is no shell
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
 Request: ``files`` (.param, .bin), ``inputs`` and ``outputs`` (blob names), ``samples`` (tensor folder in ncnn's own
 shapes, float32 or int32), ``precision`` ("fp32", "fp16", "int8"), ``threads``, ``timed`` (how many runs to time).
 Writes the outputs as a tensor folder of float32, bit for bit as ncnn gives them; ``integer`` in the result lists
-the outputs whose bits can only be int32 (ncnn's blobs carry no type). ncnn reports errors on the C stderr and may
+the outputs whose bits can only be int32 (ncnn's blobs carry no type), and for fp16 ``largest`` is the largest
+magnitude of any blob. ncnn reports errors on the C stderr and may
 crash, so it runs in a child whose last useful words become this script's.
 """
 
@@ -89,6 +90,7 @@ def work(request: dict) -> None:
         "latency_ms": float(np.median(times)) if times else None,
         "shapes": [list(array.shape) for array in first],
         "integer": [i for i, array in enumerate(results) if looks_integer(np, array)],
+        "largest": largest(ncnn, np, net, request, arrays) if request["precision"] == "fp16" else None,
     }
     for kept in results:
         kept.flush()
@@ -102,6 +104,25 @@ def set_options(opt, precision: str, threads: int) -> None:
     opt.use_bf16_packed = opt.use_bf16_storage = False
     opt.use_fp16_packed = opt.use_fp16_storage = opt.use_fp16_arithmetic = half
     opt.use_int8_inference = precision == "int8"
+
+
+def largest(ncnn, np, net, request: dict, arrays: list) -> float:
+    """The largest magnitude of any blob over all samples: this machine computes in float32, a target with float16
+    arithmetic makes infinities of what is beyond 65504."""
+    lines = [line.split() for line in Path(request["files"][0]).read_text().splitlines()[2:] if line.strip()]
+    blobs = [name for words in lines for name in words[4 + int(words[2]) : 4 + int(words[2]) + int(words[3])]]
+    found = 0.0
+    for index in range(len(arrays[0])):
+        extractor = net.create_extractor()
+        extractor.set_light_mode(False)  # keeps every blob, so that each layer runs once
+        for name, array in zip(request["inputs"], arrays, strict=True):
+            data = np.ascontiguousarray(array[index])
+            extractor.input(name, ncnn.Mat(data.reshape(data.shape or (1,))).clone())
+        for name in blobs:
+            code, mat = extractor.extract(name)
+            if code == 0 and mat.dims and mat.elempack == 1 and mat.elemsize == 4:
+                found = max(found, float(np.abs(np.asarray(mat.numpy())).max(initial=0.0)))
+    return found
 
 
 def infer(ncnn, np, net, request: dict, arrays: list, index: int) -> list:

@@ -32,6 +32,7 @@ from edgepack.types import (
     TensorSpec,
 )
 
+HALF_LIMIT = 65504 / 2  # half of float16's largest value: inputs other than the samples may reach further
 PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
 MAGIC = "7767517"
 CANNOT_BE = "cannot be "  # run_ncnn's verdicts start so; the rest of its message is for the log
@@ -112,6 +113,12 @@ class Ncnn:
             for index, binding in enumerate(artifact.inputs):
                 _rewrite(inputs, samples, index, binding)
             facts = _run(artifact, samples, results, timed=TIMED_RUNS)
+            if facts["largest"] is not None and not facts["largest"] <= HALF_LIMIT:
+                raise VariantError(
+                    f"its values reach {facts['largest']:.3g} inside: float16 ends at 65504, so a CPU with float16 "
+                    "arithmetic would give infinities or NaN",
+                    "Use ncnn's fp32 or int8, or another engine's fp16, which computes in float32.",
+                )
             for index, (binding, spec) in enumerate(zip(artifact.outputs, model.outputs, strict=True)):
                 arrays = np.load(results / f"{index}.npy", mmap_mode="r")
                 kept = _create(out / f"{index}.npy", spec.dtype, (len(arrays), *spec.shape))
