@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("speed-scratch"))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--target", default="rk3588")
-    parser.add_argument("--other-target", default="raspberrypi5")
+    parser.add_argument("--other-target", default="raspberrypi4")
     parser.add_argument("--part", action="append", default=[], choices=["cold", "again", "start", "memory"])
     options = parser.parse_args()
     parts = options.part or ["cold", "again", "start", "memory"]
