@@ -63,11 +63,15 @@ def table(result: BuildResult) -> str:
     }
     rows = [_row(outcome, float_sizes.get(outcome.variant.engine)) for outcome in result.outcomes]
     lines = [_columns(headers, rows)]
-    reasons = [outcome for outcome in result.outcomes if outcome.status is not Status.BUILT]
-    for outcome in reasons:
-        lines.append(f"{outcome.variant}: {outcome.status}: {outcome.reason}")
-        if outcome.hint:
-            lines.append(f"    {outcome.hint}")
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for outcome in result.outcomes:
+        if outcome.status is not Status.BUILT:
+            why = (str(outcome.status), outcome.reason, outcome.hint)
+            grouped.setdefault(why, []).append(str(outcome.variant))
+    for (status, reason, hint), names in grouped.items():
+        lines.append(f"{', '.join(names)}: {status}: {reason}")
+        if hint:
+            lines.append(f"    {hint}")
     kind = "synthetic samples (give --calib or --samples for real ones)" if result.synthetic else "real samples"
     lines.append(f"Compared with the source model on {result.samples} {kind}; host ms is this machine, not the device.")
     if result.bundle:

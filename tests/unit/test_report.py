@@ -1,0 +1,62 @@
+"""The table: what people read at the end of a build."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from edgepack import report
+from edgepack.types import Bound, Metric, Outcome, Precision, SelfTest, Status, Variant, Verdict
+
+
+def outcome(engine: str, precision: Precision, **changes: Any) -> Outcome:
+    return Outcome(variant=Variant(engine=engine, precision=precision), **{"status": Status.BUILT, **changes})
+
+
+def result(*outcomes: Outcome, synthetic: bool = False) -> Any:
+    plan = SimpleNamespace(target=SimpleNamespace(name="rk3588"))
+    return SimpleNamespace(
+        plan=plan,
+        outcomes=outcomes,
+        bundle=Path("m.edgepack"),
+        digest="d",
+        samples=16,
+        synthetic=synthetic,
+        seconds=1.0,
+    )
+
+
+def built(precision: Precision, size: int) -> Outcome:
+    metric = Metric(output="y", cosine=0.99996, cosine_min=0.9, sqnr_db=41.26, max_abs=0.1, top1=0.9375, finite=True)
+    verdict = Verdict(metrics=(metric,), bound=Bound(), samples=16, passed=True)
+    test = SelfTest(how="emulated", passed=True, metrics=({"sqnr_db": 32.4},))
+    return outcome("ncnn", precision, size=size, verdict=verdict, self_test=test, host_latency_ms=1.5)
+
+
+def test_a_cosine_is_never_rounded_up_to_one() -> None:
+    assert "0.9999 " in report.table(result(built(Precision.FP32, 1000)))
+
+
+def test_sizes_are_shares_of_the_same_engines_fp32() -> None:
+    text = report.table(result(built(Precision.FP32, 1_000_000), built(Precision.INT8, 260_000)))
+
+    assert "26%" in text and "100%" in text
+
+
+def test_the_self_test_tells_how_it_was_run_and_its_own_figure() -> None:
+    assert "ok (emulated, 32 dB)" in report.table(result(built(Precision.FP16, 1)))
+
+
+def test_one_reason_of_several_variants_is_said_once() -> None:
+    missing = [
+        outcome("tflite", p, status=Status.UNSUPPORTED, reason="no library", hint="use ncnn")
+        for p in (Precision.FP32, Precision.INT8)
+    ]
+    text = report.table(result(built(Precision.FP32, 1), *missing))
+
+    assert text.count("no library") == 1
+    assert "tflite-fp32, tflite-int8: unsupported: no library" in text
+
+
+def test_synthetic_samples_are_called_synthetic() -> None:
+    assert "synthetic" in report.table(result(built(Precision.FP32, 1), synthetic=True))
+    assert "synthetic" not in report.table(result(built(Precision.FP32, 1)))
