@@ -26,7 +26,7 @@ class OnnxImporter:
 
     name = "onnx"
     version = "1"
-    tools = ("import_onnx",)
+    tools = ("import_onnx", "run_onnxruntime")
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], str] = {}
