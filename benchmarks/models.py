@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -147,7 +148,8 @@ def table(document: dict[str, Any]) -> str:
     ]
     rows += ["| " + " | ".join(cells(outcome, sizes)) + " |" for outcome in document["outcomes"]]
     reasons = [
-        f"- `{o['variant']}` {o['status']}: {plain(o['reason'])}" + (f" *{plain(o['hint'])}*" if o["hint"] else "")
+        f"- `{o['variant']}` {o['status']}: {plain(o['reason'])}"
+        + (f" *{plain(o['hint'])}*" if plain(o["hint"]) else "")
         for o in document["outcomes"]
         if o["status"] != "built"
     ]
