@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -26,7 +25,8 @@ HEAD = """\
 
 Written by `benchmarks/models.py`; `benchmarks/README.md` says how to run it again.
 
-Every model below was built by `edgepack build MODEL --target {target}`, all engines and precisions, with real inputs.
+Every model below was built by `edgepack build MODEL --target {target}`, all engines and precisions, with real inputs
+(what is generated, such as speech and drawn lines of text, is said so).
 Calibration and verification inputs come from different photographs, files, topics or voices. Each variant ran on the
 host with its real engine, and its outputs were compared with the **source framework's own** outputs; `self-test` is
 the cross-compiled harness on one golden sample.
@@ -36,6 +36,8 @@ the cross-compiled harness on one golden sample.
   one vector of at least three values (agreement with the source model, not accuracy).
 - **Host ms** is one inference on the machine that built it, one thread, with other work running: it tells nothing of
   the device.
+- **fp16** figures are of float16 weights with the host's float32 arithmetic. ncnn computes in float16 where the CPU can: its
+  self-test under emulation gave 32 to 55 dB on these models (`edgepack build` prints it beside each self-test).
 - `dropped` is below the profile's bounds and never ships. Everything that wasn't built has its reason below its table.
 """
 
