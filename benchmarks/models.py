@@ -36,7 +36,7 @@ the cross-compiled harness on one golden sample.
   one vector of at least three values (agreement with the source model, not accuracy).
 - **Host ms** is one inference on the machine that built it, one thread, with other work running: it tells nothing of
   the device.
-- **fp16** figures are of float16 weights with the host's float32 arithmetic. ncnn computes in float16 where the CPU can:
+- **fp16** figures are of float16 weights with the host's float32 arithmetic. ncnn computes in float16 where it can:
   its self-test under emulation gave 32 to 55 dB on these models (`edgepack build` prints it beside each self-test).
 - `dropped` is below the profile's bounds and never ships. Everything that wasn't built has its reason below its table.
 """
