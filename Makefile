@@ -25,6 +25,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'cpp_runtime/*.cpp' 'cpp_runtime/*.h' 'cpp_runtime/*.c')
 
 clean:
 	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache

@@ -15,10 +15,10 @@ namespace {
 
 using LiteRtStatus = int;
 constexpr LiteRtStatus kLiteRtOk = 0;
-constexpr int kCpu = 1;           // LiteRtHwAccelerators
-constexpr int kErrorsOnly = 3;    // LiteRtLogSeverity
+constexpr int kCpu = 1;                                  // LiteRtHwAccelerators
+constexpr int kErrorsOnly = 3;                           // LiteRtLogSeverity
 constexpr int kTagAccelerators = 24, kTagSeverity = 25;  // LiteRtEnvOptionTag
-constexpr int kAnyInteger = 2;    // LiteRtAnyType
+constexpr int kAnyInteger = 2;                           // LiteRtAnyType
 constexpr int kLiteRtMaxRank = 8;
 
 struct EnvironmentT;
@@ -119,9 +119,9 @@ struct TfLiteType {
   edgepack_dtype dtype;
 };
 constexpr TfLiteType kTypes[] = {
-    {1, EDGEPACK_FLOAT32}, {2, EDGEPACK_INT32},    {3, EDGEPACK_UINT8},    {4, EDGEPACK_INT64},
-    {6, EDGEPACK_BOOL},    {7, EDGEPACK_INT16},    {9, EDGEPACK_INT8},     {10, EDGEPACK_FLOAT16},
-    {11, EDGEPACK_FLOAT64}, {13, EDGEPACK_UINT64}, {16, EDGEPACK_UINT32},  {17, EDGEPACK_UINT16},
+    {1, EDGEPACK_FLOAT32},  {2, EDGEPACK_INT32},   {3, EDGEPACK_UINT8},   {4, EDGEPACK_INT64},
+    {6, EDGEPACK_BOOL},     {7, EDGEPACK_INT16},   {9, EDGEPACK_INT8},    {10, EDGEPACK_FLOAT16},
+    {11, EDGEPACK_FLOAT64}, {13, EDGEPACK_UINT64}, {16, EDGEPACK_UINT32}, {17, EDGEPACK_UINT16},
 };
 
 // One side of the model: the engine's buffers in the signature's order, our memory in the descriptor's.
@@ -238,8 +238,8 @@ class LiteRt final : public Backend {
       }
     }
     if (!in || count == tensors.size()) return ok();
-    return {EDGEPACK_ENGINE_ERROR, "the model has " + std::to_string(count) + " inputs, variant.txt lists " +
-                                       std::to_string(tensors.size())};
+    return {EDGEPACK_ENGINE_ERROR,
+            "the model has " + std::to_string(count) + " inputs, variant.txt lists " + std::to_string(tensors.size())};
   }
 
   Status make_buffer(size_t index, const RankedTensorType& type, bool in, TensorBufferT** buffer) {

@@ -53,8 +53,8 @@ char* channel(const ncnn::Mat& mat, int q) {
 
 struct Slot {
   int blob = -1;
-  ncnn::Mat mat;   // inputs: stays; outputs: the last run's
-  Buffer packed;   // the same values contiguously, where the Mat's channels are padded
+  ncnn::Mat mat;  // inputs: stays; outputs: the last run's
+  Buffer packed;  // the same values contiguously, where the Mat's channels are padded
   const Tensor* tensor = nullptr;
 };
 
@@ -172,11 +172,11 @@ class Ncnn final : public Backend {
         mat.elemsize == kWord) {
       return ok();
     }
-    return {EDGEPACK_ENGINE_ERROR,
-            "ncnn's output " + printable(slot.tensor->engine_name) + " has " + std::to_string(mat.dims) + " axes (w " +
-                std::to_string(mat.w) + ", h " + std::to_string(mat.h) + ", d " + std::to_string(mat.d) + ", c " +
-                std::to_string(mat.c) + ") of " + std::to_string(mat.elemsize) + " bytes, variant.txt says " +
-                describe(slot.tensor->engine_dtype, shape)};
+    return {EDGEPACK_ENGINE_ERROR, "ncnn's output " + printable(slot.tensor->engine_name) + " has " +
+                                       std::to_string(mat.dims) + " axes (w " + std::to_string(mat.w) + ", h " +
+                                       std::to_string(mat.h) + ", d " + std::to_string(mat.d) + ", c " +
+                                       std::to_string(mat.c) + ") of " + std::to_string(mat.elemsize) +
+                                       " bytes, variant.txt says " + describe(slot.tensor->engine_dtype, shape)};
   }
 
   static Status no_memory(const Slot& slot) {

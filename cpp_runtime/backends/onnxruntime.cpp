@@ -47,8 +47,8 @@ struct Api {
   OrtStatus* (*output_type)(const OrtSession*, size_t, OrtTypeInfo**);
   OrtStatus* (*input_name)(const OrtSession*, size_t, OrtAllocator*, char**);
   OrtStatus* (*output_name)(const OrtSession*, size_t, OrtAllocator*, char**);
-  OrtStatus* (*create_tensor)(const OrtMemoryInfo*, void* data, size_t bytes, const int64_t* shape, size_t rank, int type,
-                              OrtValue**);
+  OrtStatus* (*create_tensor)(const OrtMemoryInfo*, void* data, size_t bytes, const int64_t* shape, size_t rank,
+                              int type, OrtValue**);
   OrtStatus* (*tensor_info)(const OrtTypeInfo*, const OrtTensorInfo**);
   OrtStatus* (*element_type)(const OrtTensorInfo*, int*);
   OrtStatus* (*count_dims)(const OrtTensorInfo*, size_t*);
@@ -108,8 +108,8 @@ struct OrtType {
   edgepack_dtype dtype;
 };
 constexpr OrtType kTypes[] = {
-    {1, EDGEPACK_FLOAT32}, {2, EDGEPACK_UINT8}, {3, EDGEPACK_INT8},     {4, EDGEPACK_UINT16},
-    {5, EDGEPACK_INT16},   {6, EDGEPACK_INT32}, {7, EDGEPACK_INT64},    {9, EDGEPACK_BOOL},
+    {1, EDGEPACK_FLOAT32},  {2, EDGEPACK_UINT8},    {3, EDGEPACK_INT8},    {4, EDGEPACK_UINT16},
+    {5, EDGEPACK_INT16},    {6, EDGEPACK_INT32},    {7, EDGEPACK_INT64},   {9, EDGEPACK_BOOL},
     {10, EDGEPACK_FLOAT16}, {11, EDGEPACK_FLOAT64}, {12, EDGEPACK_UINT32}, {13, EDGEPACK_UINT64},
 };
 
@@ -176,8 +176,8 @@ class OnnxRuntime final : public Backend {
     constexpr std::string_view kWanted = EDGEPACK_ENGINE_VERSION;
     const void* const* table = base->get_api(kApiVersion);
     if (table == nullptr || (!kWanted.empty() && version_ != kWanted)) {
-      return {EDGEPACK_ENGINE_MISSING, library_.path() + " is ONNX Runtime " + version_ + ", wanted is " +
-                                           EDGEPACK_ENGINE_VERSION};
+      return {EDGEPACK_ENGINE_MISSING,
+              library_.path() + " is ONNX Runtime " + version_ + ", wanted is " + EDGEPACK_ENGINE_VERSION};
     }
     api_.reset(new (std::nothrow) Api(table));
     if (api_ == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine"};
@@ -263,9 +263,10 @@ class OnnxRuntime final : public Backend {
         return {EDGEPACK_OUT_OF_MEMORY, "no memory for " + printable(tensor.name)};
       }
       OrtValue* value = nullptr;
-      EDGEPACK_TRY(done(api_->create_tensor(memory_info_, buffer.data(), tensor.engine_bytes, tensor.engine_shape.data(),
-                                            tensor.engine_shape.size(), ort_type(tensor.engine_dtype), &value),
-                        "make a tensor"));
+      EDGEPACK_TRY(
+          done(api_->create_tensor(memory_info_, buffer.data(), tensor.engine_bytes, tensor.engine_shape.data(),
+                                   tensor.engine_shape.size(), ort_type(tensor.engine_dtype), &value),
+               "make a tensor"));
       side->values.push_back(value);
       side->memory.push_back(std::move(buffer));
       side->held_names.push_back(tensor.engine_name);

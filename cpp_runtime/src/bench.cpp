@@ -17,7 +17,8 @@ Status run_bench(Session* session, const Options& options) {
     const int64_t after = machine.now_ns();
     samples.push_back(after - before);
     before = machine.now_ns();
-  } while (samples.size() < kMostRuns && (before - start < enough_ns || samples.size() < static_cast<size_t>(options.min_runs)));
+  } while (samples.size() < kMostRuns &&
+           (before - start < enough_ns || samples.size() < static_cast<size_t>(options.min_runs)));
   // Written after the loop: the pipe's reader must not disturb the runs.
   for (const int64_t sample : samples) session->write(JsonLine().text("type", "sample").integer("ns", sample));
   return ok();

@@ -44,8 +44,7 @@ Status write_outputs(Session* session, const std::string& folder) {
     const edgepack_tensor& tensor = session->outputs()[index];
     const void* data = nullptr;
     EDGEPACK_TRY(session->read_output(index, &data));
-    EDGEPACK_TRY(
-        write_npy(numbered(folder, "out_", index), tensor.dtype, shape_of(tensor), data, tensor.bytes));
+    EDGEPACK_TRY(write_npy(numbered(folder, "out_", index), tensor.dtype, shape_of(tensor), data, tensor.bytes));
   }
   return ok();
 }
@@ -117,7 +116,8 @@ Status Session::open() {
 Status Session::set_inputs(const std::string& folder) {
   for (size_t index = 0; index < inputs_.size(); ++index) {
     const edgepack_tensor& tensor = inputs_[index];
-    EDGEPACK_TRY(read_npy(numbered(folder, "in_", index), tensor.dtype, shape_of(tensor), buffer_.data(), tensor.bytes));
+    EDGEPACK_TRY(
+        read_npy(numbered(folder, "in_", index), tensor.dtype, shape_of(tensor), buffer_.data(), tensor.bytes));
     const edgepack_status code = edgepack_set_input(variant_, index, buffer_.data(), tensor.bytes);
     if (code != EDGEPACK_OK) return failure(code);
   }
@@ -175,8 +175,7 @@ Status check_golden(Session* session, const std::vector<std::string>& samples, b
                             tensor.bytes));
       const void* output = nullptr;
       EDGEPACK_TRY(session->read_output(index, &output));
-      const Metrics metrics =
-          compare(tensor.dtype, reference.data(), output, tensor.bytes / info(tensor.dtype).size);
+      const Metrics metrics = compare(tensor.dtype, reference.data(), output, tensor.bytes / info(tensor.dtype).size);
       const bool good = holds(metrics, session->about().bound_cosine, session->about().bound_sqnr_db);
       *passed = *passed && good;
       session->write(JsonLine()

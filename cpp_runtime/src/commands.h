@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
+#include "edgepack/edgepack.h"
 #include "json.h"
+#include "machine.h"
 #include "memory.h"
 #include "options.h"
-#include "machine.h"
-#include "edgepack/edgepack.h"
 
 namespace edgepack {
 

@@ -337,10 +337,10 @@ Status read_descriptor(const std::string& path, Descriptor* descriptor) {
 
 Status check_engine_tensor(const Tensor& tensor, edgepack_dtype dtype, const Shape& shape) {
   if (dtype == tensor.engine_dtype && shape == tensor.engine_shape) return ok();
-  return {EDGEPACK_ENGINE_ERROR,
-          "the model's tensor " + printable(tensor.engine_name) + " is " + describe(dtype, shape) +
-              ", variant.txt says " + describe(tensor.engine_dtype, tensor.engine_shape) +
-              ": the files of this variant don't belong together"};
+  return {EDGEPACK_ENGINE_ERROR, "the model's tensor " + printable(tensor.engine_name) + " is " +
+                                     describe(dtype, shape) + ", variant.txt says " +
+                                     describe(tensor.engine_dtype, tensor.engine_shape) +
+                                     ": the files of this variant don't belong together"};
 }
 
 std::string describe(edgepack_dtype dtype, const Shape& shape) {

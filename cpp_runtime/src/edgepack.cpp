@@ -44,8 +44,8 @@ Status open(const char* folder, const edgepack_options* options, edgepack_varian
   if (variant->backend == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine"};
   if (descriptor.engine != variant->backend->name()) {
     return {EDGEPACK_BAD_DESCRIPTOR, "this variant is for the engine " + edgepack::printable(descriptor.engine) +
-                                         ", this harness has " + variant->backend->name() +
-                                         ": use bin/edgepack-" + edgepack::printable(descriptor.engine)};
+                                         ", this harness has " + variant->backend->name() + ": use bin/edgepack-" +
+                                         edgepack::printable(descriptor.engine)};
   }
   variant->is_set.assign(descriptor.inputs.size(), false);
   EDGEPACK_TRY(variant->backend->load(descriptor, folder, chosen.library == nullptr ? "" : chosen.library,

@@ -8,7 +8,7 @@
 namespace edgepack {
 
 Status open_file(const std::string& path, File* file, size_t* size) {
-  struct stat facts {};
+  struct stat facts{};
   if (stat(path.c_str(), &facts) != 0) return {EDGEPACK_FILE_ERROR, path + ": " + std::strerror(errno)};
   if (!S_ISREG(facts.st_mode)) return {EDGEPACK_FILE_ERROR, path + " is not a regular file"};
   file->reset(std::fopen(path.c_str(), "rb"));
@@ -22,8 +22,8 @@ Status read_text(const std::string& path, size_t limit, std::string* text) {
   size_t size = 0;
   EDGEPACK_TRY(open_file(path, &file, &size));
   if (size > limit) {
-    return {EDGEPACK_FILE_ERROR, path + " has " + std::to_string(size) + " bytes, at most " + std::to_string(limit) +
-                                     " are read"};
+    return {EDGEPACK_FILE_ERROR,
+            path + " has " + std::to_string(size) + " bytes, at most " + std::to_string(limit) + " are read"};
   }
   text->resize(size);
   if (std::fread(text->data(), 1, size, file.get()) != size) {

@@ -12,7 +12,7 @@ struct Metrics {
   double sqnr_db = 0;  // 10 log10(reference power / error power), held within +-200
   double max_abs = 0;
   double reference_max = 0;  // the largest magnitude in the reference
-  bool finite = true;  // false when a value is NaN or infinite where the reference is not, or the other way round
+  bool finite = true;        // false when a value is NaN or infinite where the reference is not, or the other way round
 };
 
 // Both arrays hold `count` elements of `dtype`. Where both have the same NaN or infinity, the pair is left out.

@@ -201,7 +201,7 @@ Status write_npy(const std::string& path, edgepack_dtype dtype, const Shape& sha
   good = std::fclose(file.release()) == 0 && good;
   if (good) return ok();
   Status status = failed();
-  struct stat facts {};
+  struct stat facts{};
   // Half a file must not pass for a result; a device such as /dev/stdout is not ours to remove.
   if (stat(path.c_str(), &facts) == 0 && S_ISREG(facts.st_mode)) std::remove(path.c_str());
   return status;

@@ -12,10 +12,10 @@ struct Flag {
   std::string_view name;
   std::string_view commands;
   std::string_view required;
-  std::string Options::*text = nullptr;
-  int64_t Options::*whole = nullptr;
+  std::string Options::* text = nullptr;
+  int64_t Options::* whole = nullptr;
   int64_t most = 0;
-  double Options::*seconds = nullptr;
+  double Options::* seconds = nullptr;
 };
 
 constexpr Flag kFlags[] = {

@@ -27,8 +27,8 @@ inline Status ok() { return {}; }
 }  // namespace edgepack
 
 // Return from the calling function when `expression` failed.
-#define EDGEPACK_TRY(expression)                                     \
-  do {                                                               \
-    ::edgepack::Status edgepack_status_ = (expression);              \
-    if (!edgepack_status_.ok()) return edgepack_status_;             \
+#define EDGEPACK_TRY(expression)                         \
+  do {                                                   \
+    ::edgepack::Status edgepack_status_ = (expression);  \
+    if (!edgepack_status_.ok()) return edgepack_status_; \
   } while (false)

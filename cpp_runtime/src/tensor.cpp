@@ -56,7 +56,7 @@ T saturate(const Value& value) {
     if (std::is_unsigned_v<T> && value.i < 0) return 0;
     if (std::is_unsigned_v<T>) {
       return static_cast<uint64_t>(value.i) > static_cast<uint64_t>(Limits::max()) ? Limits::max()
-                                                                                  : static_cast<T>(value.i);
+                                                                                   : static_cast<T>(value.i);
     }
     if (value.i < static_cast<int64_t>(Limits::min())) return Limits::min();
     return value.i > static_cast<int64_t>(Limits::max()) ? Limits::max() : static_cast<T>(value.i);
@@ -304,8 +304,6 @@ float float_from_half(uint16_t half) {
   return (half & 0x8000) != 0 ? -value : value;
 }
 
-double element(edgepack_dtype dtype, const void* data, size_t index) {
-  return real<double>(load(dtype, data, index));
-}
+double element(edgepack_dtype dtype, const void* data, size_t index) { return real<double>(load(dtype, data, index)); }
 
 }  // namespace edgepack

@@ -67,32 +67,32 @@ inline void folder(const std::string& name) { mkdir(path(name).c_str(), 0755); }
 }  // namespace check
 
 #define CHECK_JOIN_(a, b) a##b
-#define CHECK_TEST_(says, line)                                                                        \
-  static void CHECK_JOIN_(test_, line)();                                                              \
-  static const check::Register CHECK_JOIN_(register_, line)(says, &CHECK_JOIN_(test_, line));          \
+#define CHECK_TEST_(says, line)                                                               \
+  static void CHECK_JOIN_(test_, line)();                                                     \
+  static const check::Register CHECK_JOIN_(register_, line)(says, &CHECK_JOIN_(test_, line)); \
   static void CHECK_JOIN_(test_, line)()
 #define CHECK_EXPAND_(says, line) CHECK_TEST_(says, line)
 
 #define TEST(says) CHECK_EXPAND_(says, __LINE__)
 
-#define CHECK(condition)                                                      \
-  do {                                                                        \
+#define CHECK(condition)                                                        \
+  do {                                                                          \
     if (!(condition)) check::fail(__FILE__, __LINE__, "not true: " #condition); \
   } while (false)
 
-#define CHECK_EQ(expected, actual)                                                                      \
-  do {                                                                                                  \
-    const auto check_expected = (expected);                                                             \
-    const auto check_actual = (actual);                                                                 \
-    if (!(check_expected == check_actual)) {                                                            \
-      check::fail(__FILE__, __LINE__, #actual " is " + check::show(check_actual) + ", expected " +        \
-                                          check::show(check_expected));                                 \
-    }                                                                                                   \
+#define CHECK_EQ(expected, actual)                                                                           \
+  do {                                                                                                       \
+    const auto check_expected = (expected);                                                                  \
+    const auto check_actual = (actual);                                                                      \
+    if (!(check_expected == check_actual)) {                                                                 \
+      check::fail(__FILE__, __LINE__,                                                                        \
+                  #actual " is " + check::show(check_actual) + ", expected " + check::show(check_expected)); \
+    }                                                                                                        \
   } while (false)
 
-#define CHECK_OK(status)                                                       \
-  do {                                                                         \
-    const edgepack::Status check_status = (status);                            \
+#define CHECK_OK(status)                                                          \
+  do {                                                                            \
+    const edgepack::Status check_status = (status);                               \
     if (!check_status.ok()) check::fail(__FILE__, __LINE__, check_status.text()); \
   } while (false)
 
@@ -107,15 +107,15 @@ inline void folder(const std::string& name) { mkdir(path(name).c_str(), 0755); }
     }                                                                                              \
   } while (false)
 
-#define CHECK_MAIN                                                                    \
-  int main(int argc, char** argv) {                                                   \
-    check::scratch() = argc > 1 ? argv[1] : ".";                                      \
-    mkdir(check::scratch().c_str(), 0755);                                            \
-    for (const check::Case& test : check::cases()) {                                  \
-      const int before = check::failures();                                           \
-      test.run();                                                                     \
+#define CHECK_MAIN                                                                      \
+  int main(int argc, char** argv) {                                                     \
+    check::scratch() = argc > 1 ? argv[1] : ".";                                        \
+    mkdir(check::scratch().c_str(), 0755);                                              \
+    for (const check::Case& test : check::cases()) {                                    \
+      const int before = check::failures();                                             \
+      test.run();                                                                       \
       if (check::failures() != before) std::fprintf(stderr, "FAILED: %s\n", test.says); \
-    }                                                                                 \
-    std::printf("%zu tests, %d failures\n", check::cases().size(), check::failures()); \
-    return check::failures() == 0 && !check::cases().empty() ? 0 : 1;                 \
+    }                                                                                   \
+    std::printf("%zu tests, %d failures\n", check::cases().size(), check::failures());  \
+    return check::failures() == 0 && !check::cases().empty() ? 0 : 1;                   \
   }

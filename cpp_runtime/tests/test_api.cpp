@@ -8,15 +8,16 @@ namespace {
 // Two inputs and two outputs for the null engine: output i is input i where the bytes agree in number.
 std::string variant(const std::string& engine = "null") {
   check::folder("variant");
-  check::write("variant/variant.txt",
-               "edgepack-variant 1\nengine name=" + engine +
-                   " version=1 precision=fp32\nbound cosine=0.99\nfile path=none\n"
-                   "input name=hex:22220a dtype=float32 shape=1,2,3 engine_name=hex:61 engine_dtype=float32 "
-                   "engine_shape=2,3 perm=0,1,2\n"
-                   "input name=hex:62 dtype=int64 shape= engine_name=hex:62 engine_dtype=int32 engine_shape=1 perm=\n"
-                   "output name=hex:63 dtype=float32 shape=1,2,3 engine_name=hex:63 engine_dtype=float32 "
-                   "engine_shape=2,3 perm=0,1,2\n"
-                   "output name=hex:64 dtype=int64 shape= engine_name=hex:64 engine_dtype=int32 engine_shape=1 perm=\n");
+  check::write(
+      "variant/variant.txt",
+      "edgepack-variant 1\nengine name=" + engine +
+          " version=1 precision=fp32\nbound cosine=0.99\nfile path=none\n"
+          "input name=hex:22220a dtype=float32 shape=1,2,3 engine_name=hex:61 engine_dtype=float32 "
+          "engine_shape=2,3 perm=0,1,2\n"
+          "input name=hex:62 dtype=int64 shape= engine_name=hex:62 engine_dtype=int32 engine_shape=1 perm=\n"
+          "output name=hex:63 dtype=float32 shape=1,2,3 engine_name=hex:63 engine_dtype=float32 "
+          "engine_shape=2,3 perm=0,1,2\n"
+          "output name=hex:64 dtype=int64 shape= engine_name=hex:64 engine_dtype=int32 engine_shape=1 perm=\n");
   return check::path("variant");
 }
 

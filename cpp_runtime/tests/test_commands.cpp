@@ -1,6 +1,5 @@
-#include "commands.h"
-
 #include "check.h"
+#include "commands.h"
 #include "npy.h"
 
 using namespace edgepack;
@@ -74,7 +73,8 @@ TEST("info tells what the variant is, line by line") {
   const Result r = harness({"info", "--variant", check::path("v")});
   CHECK_EQ(0, r.code);
   CHECK_EQ(
-      "{\"type\":\"context\",\"schema\":1,\"command\":\"info\",\"engine\":\"null\",\"engine_version\":\"1\",\"precision\":"
+      "{\"type\":\"context\",\"schema\":1,\"command\":\"info\",\"engine\":\"null\",\"engine_version\":\"1\","
+      "\"precision\":"
       "\"fp32\",\"threads\":1,\"cpu\":\"stub \\\"cpu\\\"\",\"load_ns\":1000000}\n"
       "{\"type\":\"input\",\"index\":0,\"name_hex\":\"69\",\"dtype\":\"float32\",\"shape\":[1,3]}\n"
       "{\"type\":\"output\",\"index\":0,\"name_hex\":\"6f0a\",\"dtype\":\"float32\",\"shape\":[1,3]}\n"
@@ -88,8 +88,9 @@ TEST("self-test passes on the golden outputs and has a line for each") {
   const Result r = harness({"self-test", "--variant", check::path("v"), "--golden", check::path("g")});
   CHECK_EQ(0, r.code);
   CHECK_EQ(size_t{2}, count(r.out, "\"type\":\"golden\""));
-  CHECK_EQ(size_t{1}, count(r.out, "\"index\":1,\"output\":0,\"status\":\"ok\",\"cosine\":1,\"sqnr_db\":200,\"max_abs\":0,"
-                                   "\"finite\":true}"));
+  CHECK_EQ(size_t{1}, count(r.out,
+                            "\"index\":1,\"output\":0,\"status\":\"ok\",\"cosine\":1,\"sqnr_db\":200,\"max_abs\":0,"
+                            "\"finite\":true}"));
 }
 
 TEST("self-test exits 1 when the outputs are off, and bench then gives no figure") {
@@ -121,7 +122,8 @@ TEST("bench runs for the wanted time and the wanted number, and keeps every samp
 
 TEST("run reads in_0.npy and writes out_0.npy in the source's dtype and shape") {
   prepare({1, 2, 3});
-  const Result r = harness({"run", "--variant", check::path("v"), "--inputs", check::path("g/0"), "--outputs", check::path("o")});
+  const Result r =
+      harness({"run", "--variant", check::path("v"), "--inputs", check::path("g/0"), "--outputs", check::path("o")});
   CHECK_EQ(0, r.code);
   float got[3] = {};
   CHECK_OK(read_npy(check::path("o/out_0.npy"), EDGEPACK_FLOAT32, {1, 3}, got, sizeof got));
@@ -130,7 +132,8 @@ TEST("run reads in_0.npy and writes out_0.npy in the source's dtype and shape") 
 
 TEST("what is missing or wrong ends with 3 and a sentence") {
   prepare({1, 2, 3});
-  Result r = harness({"run", "--variant", check::path("v"), "--inputs", check::path("o2"), "--outputs", check::path("o")});
+  Result r =
+      harness({"run", "--variant", check::path("v"), "--inputs", check::path("o2"), "--outputs", check::path("o")});
   CHECK_EQ(3, r.code);
   CHECK(r.err.find("in_0.npy: No such file") != std::string::npos);
   CHECK_EQ(size_t{1}, count(r.out, "{\"type\":\"end\",\"status\":\"failed\""));

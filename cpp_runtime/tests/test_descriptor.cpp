@@ -57,9 +57,8 @@ TEST("every field of a variant is read") {
 
 TEST("a rank-0 tensor has an empty shape and one element") {
   Descriptor d;
-  CHECK_OK(parse_descriptor(kStart +
-                                "output name=hex: dtype=int64 shape= engine_name=hex:61 engine_dtype=int32 "
-                                "engine_shape= perm=\n",
+  CHECK_OK(parse_descriptor(kStart + "output name=hex: dtype=int64 shape= engine_name=hex:61 engine_dtype=int32 "
+                                     "engine_shape= perm=\n",
                             &d));
   CHECK_EQ(size_t{1}, d.outputs[0].elements);
   CHECK_EQ(size_t{8}, d.outputs[0].bytes);
@@ -73,9 +72,12 @@ TEST("a bound without SQNR is a bound without SQNR") {
 }
 
 TEST("scales are read as numpy reads them") {
-  const std::pair<const char*, float> known[] = {{"1", 1.0F},          {"0.00392156886", 0.00392156886F},
-                                                 {"3.5e-05", 3.5e-05F}, {"1.17549435e-38", 1.17549435e-38F},
-                                                 {"3.40282347e+38", 3.40282347e+38F}, {"128", 128.0F}};
+  const std::pair<const char*, float> known[] = {{"1", 1.0F},
+                                                 {"0.00392156886", 0.00392156886F},
+                                                 {"3.5e-05", 3.5e-05F},
+                                                 {"1.17549435e-38", 1.17549435e-38F},
+                                                 {"3.40282347e+38", 3.40282347e+38F},
+                                                 {"128", 128.0F}};
   for (const auto& [text, value] : known) {
     Descriptor d;
     CHECK_OK(parse_descriptor(with(kGood, "scale=0.0235", std::string("scale=") + text), &d));
@@ -118,8 +120,8 @@ TEST("names are hex, and an engine's name has no NUL") {
 }
 
 TEST("a shape that lies about memory is refused") {
-  for (const char* shape : {"0", "-1", "1,3,224,", ",1", "1,,1", "1x3", "3.0", "99999999999", "1,1,1,1,1,1,1,1,1",
-                            "9223372036854775808"}) {
+  for (const char* shape :
+       {"0", "-1", "1,3,224,", ",1", "1,,1", "1x3", "3.0", "99999999999", "1,1,1,1,1,1,1,1,1", "9223372036854775808"}) {
     CHECK_SAYS("positive sizes", parse(with(kGood, "shape=1,3,224,224", std::string("shape=") + shape)));
   }
   CHECK_SAYS("larger than 2 GiB", parse(with(kGood, "shape=1,3,224,224", "shape=2147483647,2147483647,4,1")));

@@ -1,15 +1,19 @@
-#include "json.h"
-
 #include <cmath>
 #include <limits>
 
 #include "check.h"
+#include "json.h"
 
 using namespace edgepack;
 
 TEST("a line is one JSON object") {
-  CHECK_EQ("{\"type\":\"sample\",\"ns\":-5,\"ok\":true,\"shape\":[1,3],\"none\":[]}\n",
-           JsonLine().text("type", "sample").integer("ns", -5).boolean("ok", true).integers("shape", {1, 3}).integers("none", {}).str());
+  CHECK_EQ("{\"type\":\"sample\",\"ns\":-5,\"ok\":true,\"shape\":[1,3],\"none\":[]}\n", JsonLine()
+                                                                                            .text("type", "sample")
+                                                                                            .integer("ns", -5)
+                                                                                            .boolean("ok", true)
+                                                                                            .integers("shape", {1, 3})
+                                                                                            .integers("none", {})
+                                                                                            .str());
 }
 
 TEST("text is escaped and stays on its line") {

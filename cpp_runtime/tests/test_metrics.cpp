@@ -1,9 +1,8 @@
-#include "metrics.h"
-
 #include <cmath>
 #include <limits>
 
 #include "check.h"
+#include "metrics.h"
 
 using namespace edgepack;
 

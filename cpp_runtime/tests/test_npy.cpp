@@ -16,7 +16,8 @@ std::string file(int version, const std::string& header, const std::string& data
   bytes += static_cast<char>(version);
   bytes += '\0';
   const auto length = claimed < 0 ? header.size() : static_cast<uint64_t>(claimed);
-  for (int i = 0; i < (version == 1 ? 2 : 4); ++i) bytes += static_cast<char>((static_cast<uint64_t>(length) >> (8 * i)) & 0xff);
+  for (int i = 0; i < (version == 1 ? 2 : 4); ++i)
+    bytes += static_cast<char>((static_cast<uint64_t>(length) >> (8 * i)) & 0xff);
   return bytes + header + data;
 }
 
@@ -77,8 +78,9 @@ TEST("another dtype, shape or order is refused with what was found") {
   CHECK_SAYS("holds float32 [1, 3], wanted is float32 [3]", load(file(1, kHeader, kData), EDGEPACK_FLOAT32, {3}));
   CHECK_SAYS("Fortran", load(file(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (1, 3), }", kData)));
   for (const char* descr : {">f4", "|O", "<U3", "<c8", "f4", "", "<f4<f4", "|f4"}) {
-    CHECK_SAYS("dtype", load(file(1, std::string("{'descr': '") + descr + "', 'fortran_order': False, 'shape': (1, 3), }",
-                                  kData)));
+    CHECK_SAYS(
+        "dtype",
+        load(file(1, std::string("{'descr': '") + descr + "', 'fortran_order': False, 'shape': (1, 3), }", kData)));
   }
 }
 
@@ -97,17 +99,20 @@ TEST("a damaged header is refused") {
   CHECK_SAYS("cut short", load(file(1, kHeader, "", 60000)));
   CHECK_SAYS("claims 4294967295 bytes", load(file(2, kHeader, kData, 0xffffffff)));
   CHECK_SAYS("cut short", load(std::string("\x93NUMPY\x01\x00\x05", 9)));
-  for (const char* header :
-       {"", "{", "{}", "[]", "{'descr': '<f4', 'fortran_order': False}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), 'more': 1}",
-        "{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (1, 3)}",
-        "{'descr': '<f4', 'fortran_order': 0, 'shape': (1, 3)}", "{'descr': '<f4, 'fortran_order': False, 'shape': (1, 3)}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (1 3)}", "{'descr': '<f4', 'fortran_order': False, 'shape': (3)}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3)}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3)} import os",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999, 3)}",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,,3)}", "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1, 3)}",
-        "{'shape': (1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1), 'descr': '<f4', 'fortran_order': False}"}) {
+  for (const char* header : {"", "{", "{}", "[]", "{'descr': '<f4', 'fortran_order': False}",
+                             "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), 'more': 1}",
+                             "{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (1, 3)}",
+                             "{'descr': '<f4', 'fortran_order': 0, 'shape': (1, 3)}",
+                             "{'descr': '<f4, 'fortran_order': False, 'shape': (1, 3)}",
+                             "{'descr': '<f4', 'fortran_order': False, 'shape': (1 3)}",
+                             "{'descr': '<f4', 'fortran_order': False, 'shape': (3)}",
+                             "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3)}",
+                             "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3)} import os",
+                             "{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999999, 3)}",
+                             "{'descr': '<f4', 'fortran_order': False, 'shape': (1,,3)}",
+                             "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1, 3)}",
+                             "{'shape': (1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1), 'descr': "
+                             "'<f4', 'fortran_order': False}"}) {
     CHECK_SAYS("can't be understood", load(file(1, header, kData)));
   }
 }
@@ -134,7 +139,7 @@ TEST("a file that is not there, a folder and a place that can't be written are s
 
 TEST("a full disk is an error, and a device is never removed") {
   const std::vector<char> data(1 << 20);
-  struct stat facts {};
+  struct stat facts{};
   CHECK(stat("/dev/full", &facts) == 0 && S_ISCHR(facts.st_mode));
   CHECK_SAYS("No space", write_npy("/dev/full", EDGEPACK_INT8, {1 << 20}, data.data(), data.size()));
   CHECK(stat("/dev/full", &facts) == 0);
@@ -151,7 +156,7 @@ TEST("a file that can't be written whole is removed") {
   const Status status = write_npy(check::path("big.npy"), EDGEPACK_INT8, {1 << 20}, data.data(), data.size());
   setrlimit(RLIMIT_FSIZE, &before);
   CHECK_SAYS("File too large", status);
-  struct stat facts {};
+  struct stat facts{};
   CHECK(stat(check::path("big.npy").c_str(), &facts) != 0);
 }
 

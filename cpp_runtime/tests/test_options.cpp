@@ -1,6 +1,5 @@
-#include "options.h"
-
 #include "check.h"
+#include "options.h"
 
 using namespace edgepack;
 
@@ -16,7 +15,8 @@ std::string refusal(std::vector<const char*> words) {
 }  // namespace
 
 TEST("a full line is understood") {
-  const char* words[] = {"edgepack-null", "bench", "--variant", "v", "--golden", "g", "--threads", "4", "--min-time", "0.5", "--min-runs", "3"};
+  const char* words[] = {"edgepack-null", "bench", "--variant",  "v",   "--golden",   "g",
+                         "--threads",     "4",     "--min-time", "0.5", "--min-runs", "3"};
   Options o;
   std::string error;
   CHECK(parse_options(12, words, &o, &error));
@@ -37,7 +37,8 @@ TEST("what can't be understood is named") {
   CHECK_EQ("info has no option '--golden'", refusal({"info", "--variant", "v", "--golden", "g"}));
   CHECK_EQ("--variant needs a value", refusal({"info", "--variant"}));
   for (const char* number : {"0", "-1", "257", "two", "1.5", "", "9999999999999"}) {
-    CHECK_EQ("--threads must be a whole number from 1 to 256", refusal({"info", "--variant", "v", "--threads", number}));
+    CHECK_EQ("--threads must be a whole number from 1 to 256",
+             refusal({"info", "--variant", "v", "--threads", number}));
   }
   CHECK_EQ("--min-time must be seconds, at most 3600",
            refusal({"bench", "--variant", "v", "--golden", "g", "--min-time", "1e9"}));

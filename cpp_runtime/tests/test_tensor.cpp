@@ -1,10 +1,9 @@
-#include "tensor.h"
-
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "check.h"
+#include "tensor.h"
 
 using namespace edgepack;
 
@@ -101,16 +100,17 @@ TEST("every permutation of four axes agrees with the definition, for elements of
 
 TEST("a single value and axes of size 1 need no care") {
   check_same({42.0F}, there<float>(tensor(EDGEPACK_FLOAT32, {}, EDGEPACK_FLOAT32, {}), std::vector<float>{42}));
-  check_same({1.0F, 2.0F}, there<float>(tensor(EDGEPACK_FLOAT32, {1, 2, 1}, EDGEPACK_FLOAT32, {2, 1, 0}),
-                                        std::vector<float>{1, 2}));
+  check_same({1.0F, 2.0F},
+             there<float>(tensor(EDGEPACK_FLOAT32, {1, 2, 1}, EDGEPACK_FLOAT32, {2, 1, 0}), std::vector<float>{1, 2}));
 }
 
 TEST("quantizing divides in float32, rounds half to even and saturates, like numpy") {
   Tensor t = tensor(EDGEPACK_FLOAT32, {10}, EDGEPACK_INT8, {0});
   t.scale = 0.5F;
   t.zero_point = 1;
-  check_same<int8_t>({1, 1, 1, 3, 3, -1, 127, -128, 127, -128},
-                     there<int8_t>(t, std::vector<float>{0, 0.25F, -0.25F, 0.75F, 1.25F, -0.75F, 1e9F, -1e9F, kInf, -kInf}));
+  check_same<int8_t>(
+      {1, 1, 1, 3, 3, -1, 127, -128, 127, -128},
+      there<int8_t>(t, std::vector<float>{0, 0.25F, -0.25F, 0.75F, 1.25F, -0.75F, 1e9F, -1e9F, kInf, -kInf}));
   t = tensor(EDGEPACK_FLOAT32, {4}, EDGEPACK_UINT8, {0});
   t.scale = 1.0F / 255;
   check_same<uint8_t>({0, 128, 255, 0}, there<uint8_t>(t, std::vector<float>{-1, 0.50001F, 1, kNan}));
@@ -126,7 +126,8 @@ TEST("dequantizing subtracts the zero point and scales in float32") {
   Tensor t = tensor(EDGEPACK_FLOAT32, {3}, EDGEPACK_INT8, {0});
   t.scale = 0.0235F;
   t.zero_point = -3;
-  check_same<float>({0, (127.0F + 3) * 0.0235F, (-128.0F + 3) * 0.0235F}, back<float>(t, std::vector<int8_t>{-3, 127, -128}));
+  check_same<float>({0, (127.0F + 3) * 0.0235F, (-128.0F + 3) * 0.0235F},
+                    back<float>(t, std::vector<int8_t>{-3, 127, -128}));
   t.dtype = EDGEPACK_INT64;
   t.bytes = 3 * 8;
   check_same<int64_t>({0, 3, -2}, back<int64_t>(t, std::vector<int8_t>{-3, 127, -128}));
@@ -145,19 +146,23 @@ TEST("64-bit integers narrow with saturation and widen exactly") {
                       cast<int32_t>(EDGEPACK_INT64, EDGEPACK_INT32, std::vector<int64_t>{7, -7, kBig, -kBig}));
   check_same<int64_t>({kBig}, cast<int64_t>(EDGEPACK_UINT64, EDGEPACK_INT64, std::vector<uint64_t>{~uint64_t{0}}));
   check_same<uint64_t>({0, 5}, cast<uint64_t>(EDGEPACK_INT64, EDGEPACK_UINT64, std::vector<int64_t>{-1, 5}));
-  check_same<int64_t>({9007199254740993}, cast<int64_t>(EDGEPACK_INT64, EDGEPACK_INT64, std::vector<int64_t>{9007199254740993}));
+  check_same<int64_t>({9007199254740993},
+                      cast<int64_t>(EDGEPACK_INT64, EDGEPACK_INT64, std::vector<int64_t>{9007199254740993}));
 }
 
 TEST("floats truncate to integers, and what does not fit saturates") {
-  check_same<int64_t>({1, -1, 0, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()},
-                      cast<int64_t>(EDGEPACK_FLOAT32, EDGEPACK_INT64, std::vector<float>{1.9F, -1.9F, kNan, kInf, -1e30F}));
-  check_same<uint8_t>({255, 0, 200}, cast<uint8_t>(EDGEPACK_FLOAT64, EDGEPACK_UINT8, std::vector<double>{256, -0.5, 200.9}));
+  check_same<int64_t>(
+      {1, -1, 0, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()},
+      cast<int64_t>(EDGEPACK_FLOAT32, EDGEPACK_INT64, std::vector<float>{1.9F, -1.9F, kNan, kInf, -1e30F}));
+  check_same<uint8_t>({255, 0, 200},
+                      cast<uint8_t>(EDGEPACK_FLOAT64, EDGEPACK_UINT8, std::vector<double>{256, -0.5, 200.9}));
   check_same<uint64_t>({std::numeric_limits<uint64_t>::max(), 0},
                        cast<uint64_t>(EDGEPACK_FLOAT32, EDGEPACK_UINT64, std::vector<float>{1e30F, -1}));
 }
 
 TEST("bool is 0 or 1, and NaN is true") {
-  check_same<uint8_t>({0, 1, 1, 1}, cast<uint8_t>(EDGEPACK_FLOAT32, EDGEPACK_BOOL, std::vector<float>{0, 0.1F, -3, kNan}));
+  check_same<uint8_t>({0, 1, 1, 1},
+                      cast<uint8_t>(EDGEPACK_FLOAT32, EDGEPACK_BOOL, std::vector<float>{0, 0.1F, -3, kNan}));
   check_same<float>({0, 1, 1}, cast<float>(EDGEPACK_BOOL, EDGEPACK_FLOAT32, std::vector<uint8_t>{0, 1, 9}));
 }
 
@@ -175,9 +180,9 @@ TEST("all 65536 halves survive the way to float32 and back") {
 
 TEST("float32 rounds to half half-to-even, with subnormals and overflow") {
   const std::pair<float, int> known[] = {
-      {1.0F, 0x3c00},        {1.00048828125F, 0x3c00},  {1.0014648F, 0x3c02}, {65504.0F, 0x7bff},  {65519.99F, 0x7bff},
-      {65520.0F, 0x7c00},    {-kInf, 0xfc00},           {5.9604645e-08F, 1},  {2.9802322e-08F, 0}, {2.9802326e-08F, 1},
-      {8.9406967e-08F, 2},   {6.097555e-05F, 0x03ff},   {6.1005353e-05F, 0x0400}, {-0.0F, 0x8000}, {0.1F, 0x2e66}};
+      {1.0F, 0x3c00},      {1.00048828125F, 0x3c00}, {1.0014648F, 0x3c02},     {65504.0F, 0x7bff},  {65519.99F, 0x7bff},
+      {65520.0F, 0x7c00},  {-kInf, 0xfc00},          {5.9604645e-08F, 1},      {2.9802322e-08F, 0}, {2.9802326e-08F, 1},
+      {8.9406967e-08F, 2}, {6.097555e-05F, 0x03ff},  {6.1005353e-05F, 0x0400}, {-0.0F, 0x8000},     {0.1F, 0x2e66}};
   for (const auto& [value, half] : known) CHECK_EQ(half, static_cast<int>(half_from_float(value)));
 }
 

@@ -58,8 +58,8 @@ typedef enum edgepack_dtype {
 
 /* One input or output. Pointers are valid until edgepack_close(). */
 typedef struct edgepack_tensor {
-  const char* name;                 /* as the model has it: UTF-8, any bytes, a NUL follows the last one */
-  size_t name_size;                 /* in bytes, without that NUL */
+  const char* name; /* as the model has it: UTF-8, any bytes, a NUL follows the last one */
+  size_t name_size; /* in bytes, without that NUL */
   edgepack_dtype dtype;
   uint32_t rank;                    /* number of axes; 0 is one single value */
   int64_t shape[EDGEPACK_MAX_RANK]; /* the first `rank` are used; all are at least 1 */
@@ -73,8 +73,8 @@ typedef struct edgepack_about {
   const char* precision;      /* "fp32", "fp16", "int8" */
   size_t inputs;              /* how many there are */
   size_t outputs;
-  double bound_cosine;        /* what the outputs were held to when the bundle was made */
-  double bound_sqnr_db;       /* NaN when there is no such bound */
+  double bound_cosine;  /* what the outputs were held to when the bundle was made */
+  double bound_sqnr_db; /* NaN when there is no such bound */
 } edgepack_about;
 
 /* How to open. Zero every field that you don't set: `edgepack_options o = {0};` */
