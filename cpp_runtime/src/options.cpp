@@ -23,6 +23,7 @@ constexpr Flag kFlags[] = {
     {"--golden", "sb", "sb", &Options::golden},
     {"--inputs", "r", "r", &Options::inputs},
     {"--outputs", "r", "r", &Options::outputs},
+    {"--library", "isrb", "", &Options::library},
     {"--threads", "isrb", "", nullptr, &Options::threads, 256},
     {"--min-runs", "b", "", nullptr, &Options::min_runs, 1000000},
     {"--min-time", "b", "", nullptr, nullptr, 0, &Options::min_seconds},

@@ -10,7 +10,9 @@ inline constexpr char kUsage[] =
     "usage: edgepack-ENGINE info      --variant DIR\n"
     "       edgepack-ENGINE self-test --variant DIR --golden DIR [--threads N]\n"
     "       edgepack-ENGINE run       --variant DIR --inputs DIR --outputs DIR [--threads N]\n"
-    "       edgepack-ENGINE bench     --variant DIR --golden DIR [--threads N] [--min-time SECONDS] [--min-runs N]\n";
+    "       edgepack-ENGINE bench     --variant DIR --golden DIR [--threads N] [--min-time SECONDS] [--min-runs N]\n"
+    "       Each also takes --library FILE: the engine's shared library, where it is not in ../lib beside the "
+    "harness\n";
 
 struct Options {
   std::string command;
@@ -18,6 +20,7 @@ struct Options {
   std::string golden;
   std::string inputs;
   std::string outputs;
+  std::string library;
   int64_t threads = 1;
   double min_seconds = 1;
   int64_t min_runs = 10;
