@@ -274,6 +274,17 @@ void from_engine(const Tensor& tensor, const void* engine, void* source) {
   });
 }
 
+void to_engine_run(const Tensor& tensor, const void* source, size_t count, void* engine, size_t at, size_t step) {
+  convert_to_engine(tensor, {source, 0, 1, engine, at, step, count});
+}
+
+void round_run(const float* values, size_t count, edgepack_dtype dtype, void* data) {
+  for (size_t i = 0; i < count; ++i) {
+    const auto value = static_cast<double>(values[i]);
+    store(dtype, data, i, Value{Value::kReal, 0, 0, is_float(dtype) ? value : std::nearbyint(value)});
+  }
+}
+
 uint16_t half_from_float(float value) {
   uint32_t bits = 0;
   std::memcpy(&bits, &value, sizeof bits);
