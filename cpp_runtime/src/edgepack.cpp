@@ -15,6 +15,7 @@
 
 using edgepack::Backend;
 using edgepack::Descriptor;
+using edgepack::invalid;
 using edgepack::ok;
 using edgepack::Status;
 using edgepack::Tensor;
@@ -33,8 +34,6 @@ struct edgepack_variant {
 namespace {
 
 constexpr int32_t kMaxThreads = 256;
-
-Status invalid(std::string text) { return {EDGEPACK_INVALID_ARGUMENT, std::move(text)}; }
 
 Status open(const char* folder, const edgepack_options* options, edgepack_variant* variant) {
   if (folder == nullptr) return invalid("edgepack_open: folder is NULL");

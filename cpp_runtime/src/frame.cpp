@@ -60,7 +60,11 @@ YuvRow yuv_row(const edgepack_image& image, size_t row) {
   }
 }
 
-Status invalid(std::string text) { return {EDGEPACK_INVALID_ARGUMENT, std::move(text)}; }
+// "nv12 640x480", of a known format.
+std::string size_of(const edgepack_image& image) {
+  return std::string(format_name(image.format)) + " " + std::to_string(image.width) + "x" +
+         std::to_string(image.height);
+}
 
 }  // namespace
 
@@ -93,37 +97,40 @@ bool find_format(std::string_view name, edgepack_pixel_format* format) {
   return false;
 }
 
-Status check_image(const edgepack_image& image) {
+Status check_size(const edgepack_image& image) {
   const Format* format = find(image.format);
   if (format == nullptr) {
     return invalid("there is no pixel format " + std::to_string(static_cast<int>(image.format)) +
                    ": it must be one of edgepack_pixel_format");
   }
-  const std::string what =
-      std::string(format->name) + " " + std::to_string(image.width) + "x" + std::to_string(image.height);
   if (image.width < 1 || image.height < 1 || image.width > kLongestSide || image.height > kLongestSide) {
-    return invalid("a picture is 1 to 65536 pixels wide and high, not " + what);
+    return invalid("a picture is 1 to 65536 pixels wide and high, not " + size_of(image));
   }
   if (image.width % format->block_width != 0 || image.height % format->block_height != 0) {
     const bool tall = format->block_height == 2;
-    return invalid(std::string(format->name) + " has one chroma sample for " + (tall ? "2x2" : "1x2") +
-                   " pixels, so its " + (tall ? "width and height" : "width") + " must be even, not " +
-                   std::to_string(image.width) + "x" + std::to_string(image.height));
+    return invalid(std::string("one chroma sample stands for ") + (tall ? "2x2 pixels" : "two pixels of a row") +
+                   ", so the " + (tall ? "width and height" : "width") + " must be even, not " + size_of(image));
   }
+  return ok();
+}
+
+Status check_image(const edgepack_image& image) {
+  EDGEPACK_TRY(check_size(image));
   for (size_t index = 0; index < 3; ++index) {
     const PlaneSize size = plane_size(image.format, index, image.width, image.height);
     if (size.rows == 0) break;
     const edgepack_plane& plane = image.planes[index];
-    const std::string which = "plane " + std::to_string(index) + " of " + what;
-    if (plane.data == nullptr) return invalid(which + " is NULL");
+    // Made only where it is needed: a good picture costs no allocation.
+    const auto which = [&] { return "plane " + std::to_string(index) + " of " + size_of(image); };
+    if (plane.data == nullptr) return invalid(which() + " is NULL");
     if (plane.stride < size.row_bytes) {
-      return invalid(which + ": a stride of " + std::to_string(plane.stride) + " bytes is less than a row of " +
+      return invalid(which() + ": a stride of " + std::to_string(plane.stride) + " bytes is less than a row of " +
                      std::to_string(size.row_bytes));
     }
     // Division instead of a product, which a huge stride could overflow.
     if (plane.bytes < size.row_bytes ||
         (size.rows > 1 && (plane.bytes - size.row_bytes) / (size.rows - 1) < plane.stride)) {
-      return invalid(which + " holds " + std::to_string(plane.bytes) + " bytes, too few for " +
+      return invalid(which() + " holds " + std::to_string(plane.bytes) + " bytes, too few for " +
                      std::to_string(size.rows) + " rows with a stride of " + std::to_string(plane.stride));
     }
   }

@@ -22,6 +22,9 @@ PlaneSize plane_size(edgepack_pixel_format format, size_t plane, size_t width, s
 const char* format_name(edgepack_pixel_format format);
 bool find_format(std::string_view name, edgepack_pixel_format* format);
 
+// Refuse an unknown format and a size that it can't have.
+Status check_size(const edgepack_image& image);
+
 // Refuse a picture whose description does not hold together. After it, reading any pixel stays inside the planes.
 Status check_image(const edgepack_image& image);
 

@@ -10,8 +10,6 @@
 namespace edgepack {
 namespace {
 
-Status invalid(std::string text) { return {EDGEPACK_INVALID_ARGUMENT, std::move(text)}; }
-
 std::string size_text(int64_t height, int64_t width) {
   return "[" + std::to_string(height) + ", " + std::to_string(width) + "]";
 }
