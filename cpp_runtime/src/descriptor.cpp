@@ -15,9 +15,9 @@ constexpr size_t kMaxFileBytes = 1 << 20;
 constexpr size_t kMaxTensors = 256;
 constexpr size_t kMaxFiles = 64;
 constexpr uint64_t kMaxTensorBytes = (uint64_t{1} << 31) - 1;
-constexpr int64_t kMaxSide = 1 << 16;  // pixels
-constexpr double kMostNumber = 2e30;   // of mean and std, so that no float overflows
-constexpr float kLeastStd = 0.5e-30F;
+constexpr int64_t kMaxSide = 1 << 16;         // pixels
+constexpr double kMostNumber = 1.0000001e30;  // of mean and std: as in Python, rounded to float
+constexpr float kLeastStd = 0.9999999e-30F;
 
 using Fields = std::map<std::string_view, std::string_view>;
 
@@ -326,12 +326,13 @@ Status take_channels(Record* record, const char* key, size_t channels, double le
     more = comma != std::string_view::npos;
     double value = 0;
     if (count == channels || !parse_decimal(text.substr(0, comma), &value) || value < least || value > most) {
-      return record->error(std::string(key) + " must be 1 or " + std::to_string(channels) + " numbers in its range");
+      return record->error(std::string(key) + " must be one number" + (channels == 1 ? "" : " or three") + ", from " +
+                           (least < 0 ? "-1e30 to 1e30" : "0 to 255"));
     }
     values[count] = static_cast<float>(value);
     if (more) text = text.substr(comma + 1);
   }
-  if (count != 1 && count != channels) return record->error(std::string(key) + " has a wrong number of values");
+  if (count != 1 && count != channels) return record->error(std::string(key) + " has two numbers, not one or three");
   for (size_t i = count; i < 3; ++i) values[i] = values[0];
   return ok();
 }

@@ -1,6 +1,7 @@
 #include "frame.h"
 
-#include <array>
+#include <cstring>
+#include <iterator>
 
 namespace edgepack {
 namespace {
@@ -98,11 +99,13 @@ bool find_format(std::string_view name, edgepack_pixel_format* format) {
 }
 
 Status check_size(const edgepack_image& image) {
-  const Format* format = find(image.format);
-  if (format == nullptr) {
-    return invalid("there is no pixel format " + std::to_string(static_cast<int>(image.format)) +
-                   ": it must be one of edgepack_pixel_format");
+  int32_t number = 0;  // the caller may have put anything there, which is no value of the enum
+  static_assert(sizeof number == sizeof image.format);
+  std::memcpy(&number, &image.format, sizeof number);
+  if (number < EDGEPACK_RGB || number > EDGEPACK_UYVY) {
+    return invalid("there is no pixel format " + std::to_string(number) + ": it must be one of edgepack_pixel_format");
   }
+  const Format* format = find(image.format);
   if (image.width < 1 || image.height < 1 || image.width > kLongestSide || image.height > kLongestSide) {
     return invalid("a picture is 1 to 65536 pixels wide and high, not " + size_of(image));
   }
