@@ -16,9 +16,12 @@ using namespace edgepack;
 
 // Counts what is allocated, for the test that nothing is.
 static size_t allocations = 0;
-void* operator new(size_t size) {
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
   ++allocations;
-  void* memory = std::malloc(size);
+  return std::malloc(size);
+}
+void* operator new(size_t size) {
+  void* memory = operator new(size, std::nothrow);
   if (memory == nullptr) std::abort();
   return memory;
 }

@@ -6,7 +6,6 @@ layout and type.
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ class Machine:
 
     folder: Path
     start: tuple[str, ...] = ()
+    exact: bool = True  # 32-bit NEON has no division: there 1 / std is multiplied with
 
     def run(self, *words: Any) -> subprocess.CompletedProcess[str]:
         argv = [*self.start, *map(str, words)]
@@ -69,7 +69,7 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout[-4000:] + made.stderr[-4000:]
-    return Machine(folder, start)
+    return Machine(folder, start, request.param != "armhf")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def test_a_hundred_pictures_of_every_kind_give_numpys_numbers(machine: Machine, 
         if got.dtype == np.float16:
             step = scale * 2.0**-10
         assert off <= max(step * 1.000001, 1e-6 * scale), said
-        if machine.start == () or platform.machine() == "aarch64":
+        if machine.exact:
             np.testing.assert_array_equal(got, expected, err_msg=said)
 
 
