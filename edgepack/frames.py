@@ -5,7 +5,7 @@ Every rule is in whole numbers, so both sides agree to the bit:
 - packed formats give their bytes; alpha is dropped; gray is repeated for R, G and B;
 - NV12, NV21 and I420 have one chroma sample for 2x2 pixels, YUYV and UYVY one for two pixels of a row. It is repeated
   for them (pixel ``x`` takes sample ``x // 2``), not interpolated;
-- with ``y = Y - 16`` (limited range) or ``Y`` (full range), ``u = U - 128``, ``v = V - 128`` and the numbers of `MATRIX`:
+- with ``y = Y - 16`` (limited range) or ``Y`` (full range), ``u = U - 128``, ``v = V - 128`` and `MATRIX`:
   ``R = (yy y + rv v + 4096) >> 13``, ``G = (yy y - gu u - gv v + 4096) >> 13``, ``B = (yy y + bu u + 4096) >> 13``,
   each clamped to 0..255.
 """
@@ -94,7 +94,9 @@ def to_rgb(
 
     The default, BT.601 in limited range, is what cameras deliver under V4L2 unless they say otherwise.
     """
-    parts = [plane[:rows, :size] for plane, (rows, size) in zip(planes, plane_sizes(format, width, height), strict=True)]
+    parts = [
+        plane[:rows, :size] for plane, (rows, size) in zip(planes, plane_sizes(format, width, height), strict=True)
+    ]
     if format in PACKED:
         step, order = PACKED[format]
         return np.ascontiguousarray(parts[0].reshape(height, width, step)[..., order])
@@ -103,7 +105,8 @@ def to_rgb(
     light = matrix.yy * (y if full_range else y - 16) + 4096
     u, v = u - 128, v - 128
     rgb = [light + matrix.rv * v, light - matrix.gu * u - matrix.gv * v, light + matrix.bu * u]
-    return np.clip(np.stack(rgb, axis=-1) >> 13, 0, 255).astype(np.uint8)
+    found: Image = np.clip(np.stack(rgb, axis=-1) >> 13, 0, 255).astype(np.uint8)
+    return found
 
 
 def _components(parts: list[Image], format: str, width: int, height: int) -> tuple[Any, Any, Any]:
@@ -119,4 +122,5 @@ def _components(parts: list[Image], format: str, width: int, height: int) -> tup
         u, v = parts[1][:, 0::2], parts[1][:, 1::2]
     if format == "nv21":
         u, v = v, u
-    return parts[0], *(np.repeat(np.repeat(part, 2, axis=0), 2, axis=1) for part in (u, v))
+    u, v = (np.repeat(np.repeat(part, 2, axis=0), 2, axis=1) for part in (u, v))
+    return parts[0], u, v

@@ -143,13 +143,13 @@ def run(machine: Machine, folder: Path, case: Case) -> np.ndarray:
 
 
 def some_case(random: np.random.Generator) -> Case:
-    """A case drawn by `random`: odd sizes and paddings, every format, layout and type come up."""
+    """A case drawn by `random`: odd sizes and paddings, every kind, layout and type come up."""
     pick = random.choice
-    format = str(pick(frames.FORMATS))
+    kind = str(pick(frames.FORMATS))
     width, height = (int(pick([1, 2, 3, 17, 31, 64, 100, 131])) for _ in range(2))
-    if format in frames.YUV:
+    if kind in frames.YUV:
         width, height = 2 * width, 2 * height
-    row = frames.plane_sizes(format, width, height)[0][1]
+    row = frames.plane_sizes(kind, width, height)[0][1]
     stride = int(pick([row, row + 2, row + 30])) if pick([True, False]) else None
     how = some_declaration(random, height, width)
     tall, wide = result_size(how, height, width)
@@ -159,8 +159,8 @@ def some_case(random: np.random.Generator) -> Case:
     dtype = str(pick(["float32", "float32", "float32", "uint8", "int8", "float16", "int32", "float64"]))
     spec = TensorSpec(name="x", dtype=dtype, shape=shape)
     return Case(
-        how, spec, some_binding(random, spec), format, str(pick(list(YUV))), width, height, stride,
-        some_frame(random, sum(step_rows(format, width, height, stride))),
+        how, spec, some_binding(random, spec), kind, str(pick(list(YUV))), width, height, stride,
+        some_frame(random, sum(step_rows(kind, width, height, stride))),
     )  # fmt: skip
 
 
