@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import inspect
@@ -53,6 +54,28 @@ def module_digest(module: str) -> str:
 
 
 def digest(plugin: Any, tools: tuple[str, ...]) -> str:
-    """What decides a plugin's results: its version, its module's source and the converter scripts it uses."""
-    parts = [plugin.name, plugin.version, module_digest(type(plugin).__module__)]
-    return sha256_text("\n".join([*parts, *(converter.digest(script) for script in sorted(tools))]))
+    """What decides a plugin's results: its version, its code, the helpers it imports and its converter scripts."""
+    code = [module_digest(module) for module in _code(type(plugin).__module__)]
+    return sha256_text(
+        "\n".join([plugin.name, plugin.version, *code, *(converter.digest(script) for script in sorted(tools))])
+    )
+
+
+# These carry work out or say what happened, and decide no result.
+_CARRIERS = {f"edgepack.{name}" for name in ("cache", "converter", "errors", "log", "process", "resources", "types")}
+
+
+@functools.cache
+def _code(module: str) -> tuple[str, ...]:
+    """`module` and every module of edgepack that it imports, directly or not, besides the carriers; sorted."""
+    found: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in found or name in _CARRIERS or name not in sys.modules:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(inspect.getsource(sys.modules[name]))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "edgepack":
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(sorted(found - {"edgepack"}))
