@@ -220,7 +220,9 @@ class Line:
             with self._timed(variant):
                 return steps.export(self.cache, engine, model, variant.precision, data, base_entry)
 
-        self.exports[variant] = self.graph.add(f"export {variant}", work, *needs, urgency=URGENCY[variant.precision])
+        # A harness that is compiled for its models' layers waits for all of them.
+        urgency = FIRST if engine.runtime_needs_layers else URGENCY[variant.precision]
+        self.exports[variant] = self.graph.add(f"export {variant}", work, *needs, urgency=urgency)
         return self.exports[variant]
 
     def _harness(self, name: str) -> Future[Entry]:
