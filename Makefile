@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint tidy clean
 
 setup: .venv/.ready
 
@@ -26,6 +26,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'cpp_runtime/*.cpp' 'cpp_runtime/*.h' 'cpp_runtime/*.c')
+
+# Searches the C++ for bugs; some 40 CPU-seconds, so not a part of lint. ncnn.cpp needs ncnn's headers: a test checks it.
+tidy: setup
+	git ls-files 'cpp_runtime/*.cpp' | grep -v backends/ncnn.cpp | xargs -n 1 -P $$(nproc) $(BIN)/clang-tidy --quiet
 
 clean:
 	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache

@@ -184,11 +184,11 @@ Status parse_quantization(Record* record, Tensor* tensor) {
 
   int64_t low = 0, high = 0;
   switch (tensor->engine_dtype) {
-    case EDGEPACK_INT8: low = std::numeric_limits<int8_t>::min(), high = std::numeric_limits<int8_t>::max(); break;
-    case EDGEPACK_UINT8: high = std::numeric_limits<uint8_t>::max(); break;
-    case EDGEPACK_INT16: low = std::numeric_limits<int16_t>::min(), high = std::numeric_limits<int16_t>::max(); break;
-    case EDGEPACK_UINT16: high = std::numeric_limits<uint16_t>::max(); break;
-    case EDGEPACK_INT32: low = std::numeric_limits<int32_t>::min(), high = std::numeric_limits<int32_t>::max(); break;
+    case EDGEPACK_INT8: low = INT8_MIN, high = INT8_MAX; break;
+    case EDGEPACK_UINT8: high = UINT8_MAX; break;
+    case EDGEPACK_INT16: low = INT16_MIN, high = INT16_MAX; break;
+    case EDGEPACK_UINT16: high = UINT16_MAX; break;
+    case EDGEPACK_INT32: low = INT32_MIN, high = INT32_MAX; break;
     default: return record->error("a scale needs an engine_dtype of int8, uint8, int16, uint16 or int32");
   }
   std::string_view text;

@@ -26,7 +26,7 @@ std::string quoted(std::string_view text) {
 }  // namespace
 
 void JsonLine::key(std::string_view name) {
-  if (!body_.empty()) body_ += ",";
+  if (!body_.empty()) body_ += ',';
   body_ += quoted(name) + ":";
 }
 
@@ -65,9 +65,9 @@ JsonLine& JsonLine::boolean(std::string_view name, bool value) {
 
 JsonLine& JsonLine::integers(std::string_view name, const std::vector<int64_t>& values) {
   key(name);
-  body_ += "[";
+  body_ += '[';
   for (size_t i = 0; i < values.size(); ++i) body_ += (i == 0 ? "" : ",") + std::to_string(values[i]);
-  body_ += "]";
+  body_ += ']';
   return *this;
 }
 
