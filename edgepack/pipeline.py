@@ -9,6 +9,7 @@ never stops the others.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 import traceback
@@ -25,6 +26,10 @@ from edgepack.graph import Graph
 from edgepack.plan import BuildPlan
 from edgepack.resources import data
 from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status, Variant, Verdict
+
+# The variants whose emulated self-tests take longest go first, so that no core waits for the last one.
+URGENCY = {Precision.FP16: 2, Precision.FP32: 1, Precision.INT8: 0}
+FIRST = 3  # what every variant waits for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,7 @@ class Line:
     def __init__(self, plan: BuildPlan, cache: Cache, graph: Graph, compilers: dict[str, Compiler]) -> None:
         self.plan, self.cache, self.graph, self.compilers = plan, cache, graph, compilers
         self.seconds: dict[Variant, float] = {}
-        add = graph.add
+        add = functools.partial(graph.add, urgency=FIRST)
         self.imported = add("import", lambda: steps.import_model(plan, cache))
         self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m), self.imported)
         self.reference = add(
@@ -215,7 +220,9 @@ class Line:
             with self._timed(variant):
                 return steps.export(self.cache, engine, model, variant.precision, data, base_entry)
 
-        self.exports[variant] = self.graph.add(f"export {variant}", work, *needs)
+        # A harness that is compiled for its models' layers waits for all of them.
+        urgency = FIRST if engine.runtime_needs_layers else URGENCY[variant.precision]
+        self.exports[variant] = self.graph.add(f"export {variant}", work, *needs, urgency=urgency)
         return self.exports[variant]
 
     def _harness(self, name: str) -> Future[Entry]:
@@ -232,9 +239,9 @@ class Line:
             return make(tuple(sorted({layer for e in exported for layer in artifact.read(e.path).layers})))
 
         if not engine.runtime_needs_layers:
-            return self.graph.add(f"harness {name}", lambda: make(()))
+            return self.graph.add(f"harness {name}", lambda: make(()), urgency=FIRST)
         exports = [self.exports[variant] for variant in self.plan.variants if variant.engine == name]
-        return self.graph.settle(f"harness {name}", make_for, *exports)
+        return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
 
     def _finish(self, variant: Variant) -> Future[Ready]:
         """Verify on the host, then self-test the cross-built harness."""
@@ -261,8 +268,15 @@ class Line:
                 self_test=tested,
             )
 
+        urgency = URGENCY[variant.precision]
         checked = self.graph.add(
-            f"verify {variant}", check, self.exports[variant], self.model, self.samples, self.reference
+            f"verify {variant}",
+            check,
+            self.exports[variant],
+            self.model,
+            self.samples,
+            self.reference,
+            urgency=urgency,
         )
         return self.graph.add(
             f"self-test {variant}",
@@ -272,6 +286,7 @@ class Line:
             self.samples,
             self.harnesses[variant.engine],
             self.golden,
+            urgency=urgency,
         )
 
     def _timed(self, variant: Variant) -> _Timer:

@@ -36,7 +36,7 @@ HALF_LIMIT = 65504 / 2  # half of float16's largest value: inputs other than the
 PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
 MAGIC = "7767517"
 CANNOT_BE = "cannot be "  # run_ncnn's verdicts start so; the rest of its message is for the log
-TIMED_RUNS = 20
+TIMED_RUNS = 5
 
 # What neither pnnx nor ncnn has any form of. Anything else is tried: that costs a second, and the answer is exact.
 _NO_COUNTERPART = {
