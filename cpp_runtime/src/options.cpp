@@ -96,7 +96,9 @@ bool parse_options(int argc, const char* const* argv, Options* options, std::str
       return fail(options->command + " needs " + std::string(flag.name));
     }
   }
-  if (letter == 'r' && options->inputs.empty() == options->image.empty()) return fail("run needs --inputs or --image");
+  if (letter == 'r' && options->inputs.empty() == options->image.empty()) {
+    return fail(options->image.empty() ? "run needs --inputs or --image" : "run takes --inputs or --image, not both");
+  }
   return true;
 }
 
