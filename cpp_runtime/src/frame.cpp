@@ -145,25 +145,18 @@ void read_pixels(const edgepack_image& image, size_t row, const int32_t* columns
   const Packed packed = find(image.format)->packed;
   if (packed.step != 0) {
     const uint8_t* line = static_cast<const uint8_t*>(image.planes[0].data) + row * image.planes[0].stride;
-    for (size_t i = 0; i < count; ++i) {
-      const uint8_t* pixel = line + static_cast<size_t>(columns[i]) * packed.step;
-      out.red[i] = pixel[packed.red];
-      out.green[i] = pixel[packed.green];
-      out.blue[i] = pixel[packed.blue];
-    }
+    gather(line + packed.red, packed.step, columns, count, out.red);
+    gather(line + packed.green, packed.step, columns, count, out.green);
+    gather(line + packed.blue, packed.step, columns, count, out.blue);
     return;
   }
   const YuvRow yuv = yuv_row(image, row);
   uint8_t* const y = scratch;
   uint8_t* const u = y + count;
   uint8_t* const v = u + count;
-  for (size_t i = 0; i < count; ++i) {
-    const auto column = static_cast<size_t>(columns[i]);
-    const size_t pair = column / 2 * yuv.chroma_step;
-    y[i] = yuv.y[column * yuv.y_step];
-    u[i] = yuv.u[pair];
-    v[i] = yuv.v[pair];
-  }
+  gather(yuv.y, yuv.y_step, columns, count, y);
+  gather_pairs(yuv.u, yuv.chroma_step, columns, count, u);
+  gather_pairs(yuv.v, yuv.chroma_step, columns, count, v);
   pixels.yuv_to_rgb(y, u, v, count, kMatrices[image.bt709 != 0][image.full_range != 0], out.red, out.green, out.blue);
 }
 

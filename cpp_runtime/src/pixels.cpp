@@ -46,6 +46,14 @@ constexpr Pixels kPlain = {blend_columns, blend_rows, gray, normalize, yuv_to_rg
 
 }  // namespace
 
+void gather(const uint8_t* from, size_t step, const int32_t* columns, size_t count, uint8_t* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = from[static_cast<size_t>(columns[i]) * step];
+}
+
+void gather_pairs(const uint8_t* from, size_t step, const int32_t* columns, size_t count, uint8_t* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = from[static_cast<size_t>(columns[i]) / 2 * step];
+}
+
 const Pixels& plain_pixels() { return kPlain; }
 
 }  // namespace edgepack

@@ -15,6 +15,13 @@ struct YuvMatrix {
   int16_t black, y, red_v, green_u, green_v, blue_u;
 };
 
+// out[i] = from[columns[i] * step]
+void gather(const uint8_t* from, size_t step, const int32_t* columns, size_t count, uint8_t* out);
+
+// The same for what two columns share: out[i] = from[columns[i] / 2 * step]
+void gather_pairs(const uint8_t* from, size_t step, const int32_t* columns, size_t count, uint8_t* out);
+
+// The loops that come in two kinds.
 struct Pixels {
   // out = a + (b - a) * share, one share per element.
   void (*blend_columns)(const uint8_t* a, const uint8_t* b, const float* share, size_t count, float* out);
