@@ -107,11 +107,11 @@ Status ImageInput::set(const Tensor& tensor, const edgepack_image& image, void* 
     return invalid("no pre-processing was declared for the input " + printable(tensor.name) +
                    ": build the bundle with --preprocess, or give the tensor itself to edgepack_set_input");
   }
+  const edgepack_preprocess& how = tensor.preprocess->declared;
   EDGEPACK_TRY(check_image(image));
   if (!planned_ || geometry_.source_height != image.height || geometry_.source_width != image.width) {
-    EDGEPACK_TRY(plan(tensor, image.height, image.width, pixels));
+    EDGEPACK_TRY(plan(tensor, how, image.height, image.width, pixels));
   }
-  const edgepack_preprocess& how = tensor.preprocess->declared;
   line_rows_[0] = line_rows_[1] = -1;
   for (int64_t row = 0; row < geometry_.out_height; ++row) {
     const int64_t inside = row - geometry_.top;
@@ -125,11 +125,11 @@ Status ImageInput::set(const Tensor& tensor, const edgepack_image& image, void* 
   return ok();
 }
 
-Status ImageInput::plan(const Tensor& tensor, int64_t height, int64_t width, const Pixels& pixels) {
-  const edgepack_preprocess& how = tensor.preprocess->declared;
+Status ImageInput::plan(const Tensor& tensor, const edgepack_preprocess& how, int64_t height, int64_t width,
+                        const Pixels& pixels) {
   Geometry geometry;
   EDGEPACK_TRY(plan_geometry(how, height, width, &geometry));
-  EDGEPACK_TRY(check_shape(tensor, geometry));
+  EDGEPACK_TRY(check_shape(tensor, how, geometry));
   planned_ = false;  // until all of it fits together
   bilinear_ = how.method == std::string_view("bilinear") &&
               (geometry.resized_height != height || geometry.resized_width != width);
@@ -141,8 +141,7 @@ Status ImageInput::plan(const Tensor& tensor, int64_t height, int64_t width, con
   return ok();
 }
 
-Status ImageInput::check_shape(const Tensor& tensor, const Geometry& geometry) {
-  const edgepack_preprocess& how = tensor.preprocess->declared;
+Status ImageInput::check_shape(const Tensor& tensor, const edgepack_preprocess& how, const Geometry& geometry) {
   const std::string found = describe(tensor.dtype, tensor.shape);
   if (tensor.dtype == EDGEPACK_BOOL) return invalid("the input is " + found + ", which a picture can't become");
   std::string axes;
@@ -186,7 +185,7 @@ bool ImageInput::allocate(const Tensor& tensor, const Geometry& geometry) {
   const auto width = static_cast<size_t>(geometry.width), out_width = static_cast<size_t>(geometry.out_width);
   const size_t read = bilinear_ ? 2 * width : width;
   return columns_.allocate(read * sizeof(int32_t)) && shares_.allocate(width * sizeof(float)) &&
-         bytes_.allocate(6 * read) && lines_.allocate(2 * 3 * width * sizeof(float)) &&
+         bytes_.allocate(6 * read) && lines_.allocate(6 * width * sizeof(float)) &&
          row_.allocate(3 * out_width * sizeof(float)) && padding_.allocate(3 * out_width * sizeof(float)) &&
          rounded_.allocate(out_width * info(tensor.dtype).size);
 }

@@ -36,8 +36,9 @@ class ImageInput {
     size_t channel = 0, row = 0, column = 0;
   };
 
-  Status plan(const Tensor& tensor, int64_t height, int64_t width, const Pixels& pixels);
-  Status check_shape(const Tensor& tensor, const Geometry& geometry);
+  Status plan(const Tensor& tensor, const edgepack_preprocess& how, int64_t height, int64_t width,
+              const Pixels& pixels);
+  Status check_shape(const Tensor& tensor, const edgepack_preprocess& how, const Geometry& geometry);
   bool allocate(const Tensor& tensor, const Geometry& geometry);
   void plan_columns();
   void fill_padding(const edgepack_preprocess& how, const Pixels& pixels);

@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "commands.h"
+#include "descriptor.h"
 #include "file.h"
 #include "frame.h"
 

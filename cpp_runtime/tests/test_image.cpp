@@ -302,8 +302,8 @@ TEST("the loops for this processor give what the plain ones give, at every lengt
     std::vector<float> x(count), y(count), z(count), share(count), out[2];
     for (size_t i = 0; i < count; ++i) {
       a[i] = random.byte(), b[i] = random.byte(), c[i] = random.byte();
-      x[i] = random.byte() * 0.7F, y[i] = random.byte() * 1.1F, z[i] = random.byte() * 0.3F;
-      share[i] = random.byte() / 256.0F;
+      const auto real = [&](float scale) { return static_cast<float>(random.byte()) * scale; };
+      x[i] = real(0.7F), y[i] = real(1.1F), z[i] = real(0.3F), share[i] = real(1 / 256.0F);
     }
     const Pixels* const both[] = {&plain_pixels(), &fast_pixels()};
     const auto compare = [&](const auto& call) {

@@ -17,8 +17,8 @@ int main(int argc, char** argv) {
   if (argc != 6 || !edgepack::find_format(argv[3], &image.format)) return 2;
   std::ifstream file(argv[2], std::ios::binary);
   const std::vector<char> frame((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  image.width = static_cast<uint32_t>(std::atoi(argv[4]));
-  image.height = static_cast<uint32_t>(std::atoi(argv[5]));
+  image.width = static_cast<uint32_t>(std::strtol(argv[4], nullptr, 10));
+  image.height = static_cast<uint32_t>(std::strtol(argv[5], nullptr, 10));
   size_t at = 0;
   for (size_t index = 0; index < 3; ++index) {
     const edgepack::PlaneSize size = edgepack::plane_size(image.format, index, image.width, image.height);
