@@ -112,6 +112,17 @@ def test_a_hundred_pictures_of_every_kind_give_numpys_numbers(machine: Machine, 
             np.testing.assert_array_equal(got, expected, err_msg=said)
 
 
+@pytest.mark.parametrize("yuv", list(YUV))
+def test_every_pair_of_chroma_values_becomes_numpys_colour(machine: Machine, tmp_path: Path, yuv: str) -> None:
+    luma = np.random.default_rng(1).integers(0, 256, (512, 512), dtype=np.uint8)
+    u, v = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    frame = luma.tobytes() + np.stack([u, v], axis=-1).tobytes()
+    spec = TensorSpec(name="x", dtype="uint8", shape=(512, 512, 3))
+    case = Case(Preprocess(layout="HWC"), spec, artifact.identity(spec), "nv12", yuv, 512, 512, None, frame)
+
+    np.testing.assert_array_equal(run(machine, tmp_path, case), case.expected())
+
+
 def test_the_unit_tests_of_images_pass_with_neon_under_emulation(machine: Machine, tmp_path: Path) -> None:
     done = machine.run(machine.folder / "tests" / "test_image", tmp_path)
 
