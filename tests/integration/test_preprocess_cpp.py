@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack import artifact, frames, preprocess
-from edgepack.bundle import write_variant
+from edgepack import artifact, bundle, emulator, frames, preprocess
 from edgepack.types import Artifact, Binding, Bound, Preprocess, TensorSpec
 from tests.conftest import ROOT, need
+from tests.models import tiny_classifier
 
 CASES = 100
 YUV = {"bt601": (False, False), "bt601-full": (False, True), "bt709": (True, False), "bt709-full": (True, True)}
@@ -131,12 +131,46 @@ def test_the_unit_tests_of_images_pass_with_neon_under_emulation(machine: Machin
         assert "with NEON" in done.stdout
 
 
+def test_a_built_harness_makes_of_a_frame_what_it_makes_of_numpys_tensor(edgepack, tmp_path: Path) -> None:
+    """From preprocess.toml through the bundle to the device's command; LiteRT holds the input in another axis order."""
+    need("aarch64-linux-gnu-g++", "apt install g++-aarch64-linux-gnu")
+    need("qemu-aarch64", "apt install qemu-user")
+    how = Preprocess(resize=(16, 16), fit="inside", pad=(16, 16), pad_value=(114.0,), mean=(120.0,), std=(58.0,))
+    (tmp_path / "p.toml").write_text(
+        '[input.image]\nresize = [16, 16]\nfit = "inside"\npad = [16, 16]\npad_value = 114\nmean = 120\nstd = 58\n'
+    )
+    called = edgepack(
+        "build", tiny_classifier(tmp_path / "tiny.onnx"), "--target", "rk3588", "--engine", "onnxruntime",
+        "--engine", "tflite", "--precision", "fp32", "--preprocess", tmp_path / "p.toml", "-o", tmp_path / "b",
+        "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    opened = bundle.open_bundle(Path(called.json["bundle"]))
+    frame = some_frame(np.random.default_rng(4), 60 * 40 * 3 // 2)
+    (tmp_path / "frame").write_bytes(frame)
+    rgb = frames.to_rgb(frames.split(frame, "nv12", 60, 40), "nv12", 60, 40)
+    np.save(tmp_path / "in_0.npy", preprocess.apply(rgb, how, (1, 3, 16, 16), "float32"))
+    (tmp_path / "outs").mkdir()
+
+    for engine in ("onnxruntime", "tflite"):
+        outputs = []
+        for words in (["--inputs", tmp_path], ["--image", tmp_path / "frame", "--format", "nv12", "--size", "60x40"]):
+            runner = emulator.find(bundle.target_from(opened.manifest["target"]), static=False)
+            assert runner is not None
+            variant = opened.variant(f"{engine}-fp32")
+            argv = [opened.path / "bin" / f"edgepack-{engine}", "run", "--variant", variant]
+            done = runner.run([str(word) for word in (*argv, *words, "--outputs", tmp_path / "outs")], 120)
+            assert done.returncode == 0, done.stderr
+            outputs.append(np.load(tmp_path / "outs" / "out_0.npy"))
+        np.testing.assert_array_equal(*outputs)
+
+
 def run(machine: Machine, folder: Path, case: Case) -> np.ndarray:
     """What the harness makes of a case."""
     (folder / "out").mkdir(parents=True)
     (folder / "model.none").write_bytes(b"")
     (folder / "frame").write_bytes(case.frame)
-    write_variant(
+    bundle.write_variant(
         folder / "variant",
         Artifact(folder=folder, files=("model.none",), inputs=(case.binding,), outputs=(case.binding,)),
         engine="null", engine_version="1", precision="fp32", bound=Bound(cosine=0.999),
