@@ -119,8 +119,11 @@ class Engine(Protocol):
         Raises `VariantError` when the engine can't load or run the files.
         """
 
-    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
-        """What to compile and ship. Raises `VariantError` where the engine has no library for the target."""
+    def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
+        """What to compile and ship for variants of `precisions` whose artifacts name `layers`.
+
+        Raises `VariantError` where the engine has no library for the target.
+        """
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ never stops the others.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import traceback
@@ -167,12 +168,13 @@ class Line:
         if error is None:
             ready = future.result()
             size = bundle.tree_size(ready.packed.path)
+            sizes = json.loads((ready.harness.path / "size.json").read_text())
             return Outcome(
                 variant=variant,
                 status=Status.BUILT,
                 size=size,
-                runtime_size=bundle.tree_size(ready.harness.path / "bin")
-                + bundle.tree_size(ready.harness.path / "lib"),
+                runtime_size=sizes["total"],
+                full_size=sizes["full"],
                 verdict=ready.verdict,
                 self_test=ready.self_test,
                 host_latency_ms=ready.checked.latency_ms,
@@ -221,20 +223,22 @@ class Line:
     def _harness(self, name: str) -> Future[Entry]:
         engine = self.plan.engine(name)
 
-        def make(layers: tuple[str, ...]) -> Entry:
+        variants = [variant for variant in self.plan.variants if variant.engine == name]
+
+        def make(layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> Entry:
             target, compiler = self.plan.target, self.compilers[name]
-            return steps.build_harness(self.cache, engine, target, compiler, layers, self.plan.jobs)
+            return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs)
 
         def make_for(*settled: Future[Entry]) -> Entry:
-            exported = [future.result() for future in settled if future.exception() is None]
+            exported = {v: f.result() for v, f in zip(variants, settled, strict=True) if f.exception() is None}
             if not exported:
                 settled[0].result()  # raises the reason
-            return make(tuple(sorted({layer for e in exported for layer in artifact.read(e.path).layers})))
+            layers = {layer for entry in exported.values() for layer in artifact.read(entry.path).layers}
+            return make(tuple(sorted(layers)), tuple(sorted({v.precision for v in exported})))
 
         if not engine.runtime_needs_layers:
-            return self.graph.add(f"harness {name}", lambda: make(()))
-        exports = [self.exports[variant] for variant in self.plan.variants if variant.engine == name]
-        return self.graph.settle(f"harness {name}", make_for, *exports)
+            return self.graph.add(f"harness {name}", lambda: make((), tuple(sorted({v.precision for v in variants}))))
+        return self.graph.settle(f"harness {name}", make_for, *(self.exports[variant] for variant in variants))
 
     def _finish(self, variant: Variant) -> Future[Ready]:
         """Verify on the host, then self-test the cross-built harness."""
@@ -336,7 +340,7 @@ def manifest_facts(
     plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]
 ) -> dict[str, Any]:
     """Everything the manifest says besides the list of files; no times, no paths, nothing of this machine."""
-    target = asdict(replace(plan.target, cmake_toolchain_file=None))
+    target = asdict(replace(plan.target, cmake_toolchain_file=None, libraries={}))
     return {
         "name": plan.name,
         "target": {**target, "bounds": {str(k): asdict(v) for k, v in plan.target.bounds.items()}},

@@ -25,7 +25,7 @@ from edgepack import log, resources
 from edgepack.cache import out_of_space, sha256_file, sha256_text
 from edgepack.elf import version as as_version
 from edgepack.errors import IntegrityError, ToolMissing, Unsupported
-from edgepack.types import RuntimeSpec, Target
+from edgepack.types import Precision, RuntimeSpec, Target
 
 PINS = Path(__file__).parent / "engines" / "runtimes.toml"
 SECONDS = 60.0  # without a byte from the index
@@ -71,10 +71,13 @@ def problem(engine: str, target: Target) -> tuple[str, str] | None:
     return None
 
 
-def spec(engine: str, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+def spec(
+    engine: str, target: Target, layers: tuple[str, ...] = (), precisions: tuple[Precision, ...] = ()
+) -> RuntimeSpec:
     """What to compile and ship for one engine, with its library fetched.
 
     `layers` are the layer types that ncnn must have (of every ``.param`` that it will load); nothing means all.
+    `precisions` are those of the variants, nothing means the profile's.
     Raises `Unsupported` (no library for the target, with the reason), `ToolMissing` (can't be fetched) and
     `IntegrityError` (not the pinned file).
     """
@@ -87,22 +90,25 @@ def spec(engine: str, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
         for name, one in sorted(entry.get("licences", {}).items())
     }
     libraries = {}
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = (f"-DEDGEPACK_SIZE={target.size}",)
+    features = tuple(sorted(entry.get("cpu_features", ())))
     if library := entry.get("library"):
         libraries[library["name"]] = member(entry, library["path"], archive, library["sha256"])
-        arguments = (f"-DEDGEPACK_ENGINE_LIBRARY={library['name']}",)
+        arguments = (*arguments, f"-DEDGEPACK_ENGINE_LIBRARY={library['name']}")
     else:
         from edgepack import ncnn_source
 
         source(engine)  # fetched now, so that a missing network is found before the compiler runs
-        arguments = ncnn_source.arguments(target, layers)
+        arguments = ncnn_source.arguments(target, layers, precisions)
+        features = ncnn_source.used_features(target, precisions)
     return RuntimeSpec(
         backend=engine,
         version=entry["version"],
         cmake_args=arguments,
         libraries=libraries,
         licences=licences,
-        digest=sha256_text(json.dumps([engine, entry, arguments], sort_keys=True)),
+        cpu_features=features,
+        digest=sha256_text(json.dumps([engine, entry, arguments, features], sort_keys=True)),
     )
 
 

@@ -326,10 +326,16 @@ def _check(engine: Engine, found: Artifact, model: Model, samples: Samples, refe
 
 
 def build_harness(
-    cache: Cache, engine: Engine, target: Target, compiler: Compiler, layers: tuple[str, ...], jobs: int
+    cache: Cache,
+    engine: Engine,
+    target: Target,
+    compiler: Compiler,
+    layers: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    jobs: int,
 ) -> Entry:
     """Cross-compile the harness of one engine, and collect the libraries it ships with."""
-    spec = engine.runtime(target, layers)
+    spec = engine.runtime(target, layers, precisions)
     inputs, params = harness.key(engine.name, spec, target, compiler)
     step = Step(
         name="harness",

@@ -85,11 +85,11 @@ class OnnxRuntime:
             out,
         )
 
-    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+    def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
         """The shared library of the target's wheel."""
         from edgepack import runtimes
 
-        return runtimes.spec("onnxruntime", target, layers)
+        return runtimes.spec("onnxruntime", target)
 
     def _write(self, model: Model, files: tuple[str, ...], out: Path) -> None:
         artifacts.write(
