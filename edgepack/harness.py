@@ -63,7 +63,7 @@ def build(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler, ou
         (out / name).mkdir()
         for file, path in files.items():
             shutil.copyfile(path, out / name / file)
-    if engine == "ncnn":
+    if engine == "ncnn":  # compiled with it
         _make_with_ncnn(spec, target, compiler, harness, jobs)
     else:
         with tempfile.TemporaryDirectory(prefix="build-", dir=out.parent, ignore_cleanup_errors=True) as scratch:
@@ -84,7 +84,8 @@ def build(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler, ou
     sizes = {path.name: path.stat().st_size for path in shipped}
     own = harness.stat().st_size
     total = own + sum(sizes.values())
-    _write(out / "size.json", {"harness": own, "libraries": sizes, "total": total, "full": spec.full_size})
+    full = spec.full_size + own if spec.full_size and sizes else spec.full_size
+    _write(out / "size.json", {"harness": own, "libraries": sizes, "total": total, "full": full})
 
 
 def _arguments(spec: RuntimeSpec, compiler: Compiler) -> list[str]:
@@ -108,6 +109,8 @@ def _make_with_ncnn(spec: RuntimeSpec, target: Target, compiler: Compiler, harne
     with build_folder.locked(key, data("cpp_runtime")) as folder:
         source = ncnn_source.unpack(archive, folder.root / "source")
         arguments += [f"-DNCNN_SOURCE_DIR={source}", *ncnn_source.layer_arguments(spec.cmake_args, source, target.arch)]
+        if compiler.toolchain == "cmake_file":
+            folder.empty()  # nobody knows which compiler the user's file means today
         used = folder.build.is_dir()
         try:
             _compile("ncnn", folder.runtime, folder.root, arguments, compiler, jobs, harness)

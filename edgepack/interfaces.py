@@ -86,7 +86,11 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """One inference engine: exports its files, runs them on the host, and tells what its harness needs."""
+    """One inference engine: exports its files, runs them on the host, and tells what its harness needs.
+
+    It may also have ``build_config(artifacts, out)``, which writes to `out` what a user needs for building a smaller
+    engine for these artifacts (by variant name), and ``build_config_tools``, the converter scripts for it.
+    """
 
     name: str
     version: str

@@ -69,8 +69,8 @@ _X86_NEVER = ("FMA4", "XOP", "AVXVNNI", "AVXVNNIINT8", "AVXVNNIINT16", "AVXNECON
 def arguments(target: Target, layers: Iterable[str], precisions: Iterable[Precision] = ()) -> tuple[str, ...]:
     """CMake arguments for ncnn on `target`: options, instruction sets, and the wanted layers for `layer_arguments`.
 
-    A small program has no code for other precisions than `precisions` and no kernels that `layers` don't ask for. A fast
-    one is made for all of the profile's precisions, so that all models share its compiled layers.
+    A small program has no code for other precisions than `precisions` and no kernels that `layers` don't ask for.
+    A fast one is made for all of the profile's precisions, so that all models share its compiled layers.
     """
     wanted = set(layers)
     small = target.size == SMALL
@@ -138,8 +138,8 @@ def close(
 ) -> frozenset[str]:
     """`wanted` with the implicit layers and all that their code makes or calls; all layers when nothing is wanted.
 
-    What is made by files with one of `without` in their names isn't followed. Raises `VariantError` for a layer that this
-    ncnn doesn't know.
+    What is made by files with one of `without` in their names isn't followed. Raises `VariantError` for a layer that
+    this ncnn doesn't know.
     """
     known = known_layers(source)
     asked = list(wanted)
@@ -161,7 +161,7 @@ def close(
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack what is needed of ncnn's sdist below `folder` and return the tree. Raises `IntegrityError`.
 
-    All files are of one day long ago, so that what was compiled from an earlier unpacking in the same place stays newer.
+    All files are of one day long ago, so that what was compiled from an earlier unpacking in the same place is newer.
     """
     top = ""
     try:

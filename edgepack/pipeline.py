@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,7 +76,9 @@ def build(plan: BuildPlan, cache: Cache, compilers: dict[str, Compiler]) -> Buil
     path, digest = None, ""
     if built:
         path = plan.destination
-        digest = write_bundle(plan, model, samples, golden, built)
+        engines = {ready.checked.variant.engine for ready in built}
+        configs = {engine: line.configs[engine].result() for engine in engines}
+        digest = write_bundle(plan, model, samples, golden, built, configs)
     return BuildResult(
         plan=plan,
         outcomes=(*outcomes, *plan.refused),
@@ -160,6 +162,7 @@ class Line:
         # After the exports in the queue, but those wait for the import: a second core compiles meanwhile.
         self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
         self.ready = {variant: self._finish(variant) for variant in plan.variants}
+        self.configs = {engine: self._config(engine) for engine in self.harnesses}
 
     def outcome(self, variant: Variant, future: Future[Ready]) -> Outcome:
         """What became of a variant, from its last step."""
@@ -240,6 +243,18 @@ class Line:
             return self.graph.add(f"harness {name}", lambda: make((), tuple(sorted({v.precision for v in variants}))))
         return self.graph.settle(f"harness {name}", make_for, *(self.exports[variant] for variant in variants))
 
+    def _config(self, name: str) -> Future[Entry | None]:
+        """For those who build the engine themselves: what it needs for the variants that passed."""
+        variants = [variant for variant in self.plan.variants if variant.engine == name]
+
+        def make(*settled: Future[Ready]) -> Entry | None:
+            kept = {str(v): f.result().checked for v, f in zip(variants, settled, strict=True) if f.exception() is None}
+            if not kept:
+                settled[0].result()  # raises the reason
+            return steps.build_config(self.cache, self.plan.engine(name), kept)
+
+        return self.graph.settle(f"build config {name}", make, *(self.ready[variant] for variant in variants))
+
     def _finish(self, variant: Variant) -> Future[Ready]:
         """Verify on the host, then self-test the cross-built harness."""
         engine, target = self.plan.engine(variant.engine), self.plan.target
@@ -309,12 +324,20 @@ class Dropped(VariantError):
         self.verdict = verdict
 
 
-def write_bundle(plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]) -> str:
+def write_bundle(
+    plan: BuildPlan,
+    model: Model,
+    samples: steps.Samples,
+    golden: Entry,
+    built: list[Ready],
+    configs: Mapping[str, Entry | None],
+) -> str:
     """Put the parts together at the plan's destination and return the bundle's digest.
 
     A bundle of the same parts that is whole is left as it is.
     """
     facts = manifest_facts(plan, model, samples, golden, built)
+    facts["build_configs"] = {engine: entry.digest for engine, entry in sorted(configs.items()) if entry is not None}
     key = steps.build_key({**facts, "code": plugins.module_digest(__name__), "header": _header_digests()})
     facts["build_key"] = key
     existing = _existing_digest(plan.destination, key)
@@ -328,6 +351,9 @@ def write_bundle(plan: BuildPlan, model: Model, samples: steps.Samples, golden: 
             for part in ("bin", "lib", "licences"):
                 if (built_harness.path / part).is_dir():
                     shutil.copytree(built_harness.path / part, folder / part, dirs_exist_ok=True)
+        for engine, entry in configs.items():
+            if entry is not None:
+                shutil.copytree(entry.path, folder / "config" / engine)
         (folder / "include").mkdir()
         shutil.copyfile(_api_header(), folder / "include" / "edgepack.h")
         (folder / "include" / "edgepack_model.h").write_text(modelheader.render(model))

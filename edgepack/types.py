@@ -206,8 +206,8 @@ class RuntimeSpec:
     """What a harness needs of one engine: C++ backend source, CMake arguments, libraries to ship.
 
     ``libraries`` maps the file name in the bundle's ``lib/`` to the file; ``licences`` likewise. ``cpu_features`` are
-    what its code needs of the CPU beyond the architecture's base. ``full_size`` is what harness and libraries would
-    weigh with the whole engine in them, in bytes, 0 where that isn't known.
+    what its code needs of the CPU beyond the architecture's base. ``full_size`` are the bytes of the whole engine where
+    less of it ships: of its library, or of the harness with all of it linked in; 0 where that isn't known.
     """
 
     backend: str

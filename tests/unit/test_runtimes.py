@@ -216,8 +216,8 @@ def test_kernels_are_compiled_for_the_profiles_cpu_and_no_other() -> None:
     old = ncnn_source.arguments(config.load_target("raspberrypi4"), [])
     assert {"-DNCNN_ARM82=ON", "-DNCNN_ARM82DOT=ON", "-DNCNN_ARM82FP16FML=OFF", "-DNCNN_BF16=OFF"} <= set(new)
     assert {"-DNCNN_ARM82=OFF", "-DNCNN_ARM82DOT=OFF"} <= set(old)
-    assert ncnn_source.used_features(config.load_target("rk3588")) == ["asimddp", "asimdhp"]
-    assert ncnn_source.used_features(config.load_target("raspberrypi4")) == []
+    assert ncnn_source.used_features(config.load_target("rk3588")) == ("asimddp", "asimdhp")
+    assert ncnn_source.used_features(config.load_target("raspberrypi4")) == ()
     floating = replace(config.load_target("rk3588"), precisions=(Precision.FP32,))
     assert "-DNCNN_INT8=OFF" in ncnn_source.arguments(floating, [])
 
@@ -226,7 +226,7 @@ def test_an_instruction_set_is_off_where_one_that_it_builds_on_is_missing() -> N
     target = replace(config.load_target("linux-x86_64"), cpu_features=("avx", "avx2", "avx512f"))
     flags = ncnn_source.arguments(target, [])
     assert {"-DNCNN_AVX=ON", "-DNCNN_FMA=OFF", "-DNCNN_AVX2=OFF", "-DNCNN_AVX512=OFF"} <= set(flags)
-    assert ncnn_source.used_features(target) == ["avx"]
+    assert ncnn_source.used_features(target) == ("avx",)
 
 
 def write_sdist(path: Path, *entries: tarfile.TarInfo) -> Path:
