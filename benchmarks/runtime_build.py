@@ -5,6 +5,7 @@
 sizes: EfficientNet-Lite0's layers as small and fast, static and dynamic, with and without INT8.
 times: EfficientNet-Lite0 from an empty cache, then PP-OCRv4 cls, then other precisions; the same again from empty
 caches, and whether the bytes agree.
+musl: EfficientNet-Lite0 with zig for android-arm64, as one static program for any kernel.
 full: the whole of ncnn, for the constants of engines/runtimes.toml.
 CPU seconds are of all child processes.
 """
@@ -25,7 +26,8 @@ from pathlib import Path
 from edgepack import config, harness, runtimes, toolchains
 from edgepack.cache import sha256_file
 from edgepack.resources import cache_root
-from edgepack.types import Precision, Target
+from edgepack.toolchains.zig import Zig
+from edgepack.types import Compiler, Precision, Target
 
 # Artifact.layers of the two models (of `edgepack build`, all precisions).
 LITE0 = ("BinaryOp", "Clip", "Convolution", "ConvolutionDepthWise", "InnerProduct", "Input", "Pooling", "Split")
@@ -40,7 +42,7 @@ ROW = "{:<58}{:>9}{:>9}{:>12}  {}"
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--target", default="rk3588")
-    parser.add_argument("--part", action="append", default=[], choices=["sizes", "times", "full"])
+    parser.add_argument("--part", action="append", default=[], choices=["sizes", "times", "musl", "full"])
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     target = config.load_target(options.target)
@@ -50,7 +52,7 @@ def main() -> None:
     )
     print(ROW.format("", "CPU s", "wall s", "bytes", f"load {os.getloadavg()[0]:.1f}"))
     for part in options.part or ["sizes", "times"]:
-        {"sizes": sizes, "times": times, "full": full}[part](target, options.jobs)
+        {"sizes": sizes, "times": times, "musl": musl, "full": full}[part](target, options.jobs)
 
 
 def sizes(target: Target, jobs: int) -> None:
@@ -81,6 +83,18 @@ def times(target: Target, jobs: int) -> None:
                 print(f"    as with the others before: {digest == made[name]}")
 
 
+def musl(target: Target, jobs: int) -> None:
+    android = config.load_target("android-arm64")
+    zig = Zig().locate(android, static=True)
+    if zig is None:
+        sys.exit("zig has no wheel for this machine")
+    for size in ("small", "fast"):
+        with Empty() as cache:
+            chosen = replace(android, size=size)
+            cache.make(chosen, LITE0, ALL, f"{size}: Lite0, zig, static musl, ARMv8.0", jobs, zig)
+            cache.make(chosen, CLS, ALL, f"{size}: PP-OCR cls after it", jobs, zig)
+
+
 def full(target: Target, jobs: int) -> None:
     for size in ("fast", "small"):
         with Empty() as cache:
@@ -106,11 +120,17 @@ class Empty:
             os.environ["EDGEPACK_CACHE"] = self.before
 
     def make(
-        self, target: Target, layers: Sequence[str], precisions: tuple[Precision, ...], what: str, jobs: int
+        self,
+        target: Target,
+        layers: Sequence[str],
+        precisions: tuple[Precision, ...],
+        what: str,
+        jobs: int,
+        compiler: Compiler | None = None,
     ) -> str:
         """Build one harness, print its row and return its digest."""
         spec = runtimes.spec("ncnn", target, tuple(layers), precisions)
-        compiler = toolchains.select(target, "ncnn")
+        compiler = compiler or toolchains.select(target, "ncnn")
         self.count += 1
         out = self.folder / str(self.count)
         out.mkdir()

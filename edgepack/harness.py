@@ -40,6 +40,8 @@ def key(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler) -> t
         "engine": engine,
         "version": spec.version,
         "arguments": list(spec.cmake_args),
+        "needs": list(spec.cpu_features),
+        "full": spec.full_size,
         "static": compiler.static,
         "arch": target.arch,
         # Not part of the bytes, but of whether they are accepted.
