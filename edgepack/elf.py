@@ -76,6 +76,15 @@ def provided_version(path: Path, prefix: str) -> str:
     return _newest(names, prefix)
 
 
+def page_size(path: Path) -> int:
+    """The largest page size in bytes with which a kernel can load a program: the least alignment of its segments."""
+    from elftools.elf.elffile import ELFFile
+
+    with path.open("rb") as stream:
+        loaded = [s["p_align"] for s in ELFFile(stream).iter_segments() if s["p_type"] == "PT_LOAD"]
+    return min(loaded, default=0)
+
+
 def exports(path: Path, symbol: str) -> bool:
     """Whether a shared library has a function of that name for others to call."""
     from elftools.elf.elffile import ELFFile
