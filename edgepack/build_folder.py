@@ -20,7 +20,7 @@ from edgepack.cache import digest_of, out_of_space, sha256_file, tree_digests
 from edgepack.resources import cache_root
 
 NOTE = "trusted.json"
-LIST_OF_LAYERS = "src/layer.cpp.o"  # of ncnn: what differs between models is in its headers
+LIST_OF_LAYERS = "/ncnn.dir/layer.cpp.o"  # what differs between models is in its headers
 
 
 @dataclass(frozen=True, kw_only=True)
