@@ -30,6 +30,7 @@ ROLES = {
     "lib": "library",
     "include": "header",
     "licences": "licence",
+    "config": "build config",
 }
 
 
