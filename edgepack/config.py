@@ -60,13 +60,18 @@ TARGET_CHOICES = {
 BOUND_KEYS = ("cosine", "sqnr_db", "top1")
 OFF = "off"
 OWN_LIBRARY = "onnxruntime"  # the engine whose shared library may be the user's own build
-PREPROCESS_KEYS = ("layout", "color", "resize", "method", "crop", "mean", "std")
+PREPROCESS_KEYS = (
+    "layout", "color", "resize", "fit", "method", "crop", "pad", "pad_value", "pad_place", "mean", "std",
+)  # fmt: skip
 PREPROCESS_CHOICES = {
     "layout": ("NCHW", "NHWC", "CHW", "HWC", "NHW", "HW"),
     "color": ("RGB", "BGR", "GRAY"),
+    "fit": ("stretch", "inside", "height"),
     "method": ("bilinear", "nearest"),
+    "pad_place": ("center", "top_left"),
 }
 LARGEST_SIDE = 1 << 16
+LARGEST_NUMBER = 1e30  # of mean and std, and 1 / of std: what float32 holds with room to spare
 
 
 def load_target(name_or_path: str | Path, folder: Path | None = None) -> Target:
@@ -316,12 +321,13 @@ def _preprocess(document: Document, name: str) -> Preprocess:
                 (*where, key), f"{key} = {value!r} is not known.{guess}", f"One of {', '.join(allowed)}."
             )
     fields = {key: table[key] for key in PREPROCESS_CHOICES if key in table}
-    for key in ("resize", "crop"):
+    for key in ("resize", "crop", "pad"):
         if key in table:
             fields[key] = _sizes(document, where, key, table[key])
-    for key in ("mean", "std"):
+    for key in ("mean", "std", "pad_value"):
         if key in table:
             fields[key] = _numbers(document, where, key, table[key], 1 if table.get("color") == "GRAY" else 3)
+    _check_pad(document, where, fields)
     _check_scale(document, where, fields)
     return Preprocess(**fields)
 
@@ -344,7 +350,27 @@ def _numbers(document: Document, where: tuple[str, ...], key: str, value: Any, c
         raise document.fail((*where, key), message)
     if key == "std" and 0 in values:
         raise document.fail((*where, key), "std divides, so it can't be 0.", "1 leaves values as they are.")
+    if any(abs(each) > LARGEST_NUMBER or (key == "std" and abs(each) < 1 / LARGEST_NUMBER) for each in values):
+        raise document.fail((*where, key), f"{key} = {value!r} is too far from 1 for float32.")
     return tuple(float(each) for each in values)
+
+
+def _check_pad(document: Document, where: tuple[str, ...], fields: Mapping[str, Any]) -> None:
+    """Keys that only make sense together."""
+    if fields.get("fit", "stretch") != "stretch" and not isinstance(fields.get("resize"), tuple):
+        raise document.fail((*where, "fit"), f"fit = {fields['fit']!r} needs resize = [height, width] to fit into.")
+    pad, crop = fields.get("pad"), fields.get("crop")
+    for key in ("pad_value", "pad_place"):
+        if key in fields and pad is None:
+            raise document.fail((*where, key), f"{key} does nothing without pad.", "Add pad = [height, width].")
+    if pad and crop and (crop[0] > pad[0] or crop[1] > pad[1]):
+        raise document.fail((*where, "pad"), f"pad = {list(pad)} is smaller than crop = {list(crop)}.")
+    if not all(0 <= each <= 255 for each in fields.get("pad_value", ())):
+        raise document.fail(
+            (*where, "pad_value"),
+            f"pad_value = {list(fields['pad_value'])} is outside 0..255.",
+            "It is a colour before mean and std; mean itself becomes 0.",
+        )
 
 
 def _check_scale(document: Document, where: tuple[str, ...], fields: Mapping[str, Any]) -> None:

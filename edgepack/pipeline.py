@@ -278,7 +278,7 @@ class Line:
 
         def finish(checked: steps.Checked, model: Model, samples: steps.Samples, built: Entry, golden: Entry) -> Ready:
             with self._timed(variant):
-                packed = steps.pack_variant(self.cache, engine, target, model, checked)
+                packed = steps.pack_variant(self.cache, engine, target, model, checked, self.plan.preprocess)
                 tested = steps.self_test(self.cache, variant, target, built, packed, golden)
             bound = target.bounds[variant.precision]
             return Ready(

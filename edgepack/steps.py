@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgepack import artifact as artifacts
-from edgepack import bundle, calibration, converter, emulator, harness, log, plugins, preprocess, verify
+from edgepack import bundle, calibration, converter, emulator, harness, lint, log, plugins, verify
+from edgepack import preprocess as preprocessing
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_text, tree_digests
 from edgepack.errors import ModelError, ToolFailed, Unsupported, VariantError
 from edgepack.interfaces import Engine
@@ -29,6 +30,7 @@ from edgepack.types import (
     Metric,
     Model,
     Precision,
+    Preprocess,
     SelfTest,
     Target,
     Variant,
@@ -104,7 +106,7 @@ def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
         title="prepare samples",
         inputs={k: calibration.from_source_digest(path) for k, path in sources.items() if path is not None},
         params={
-            "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocess.__name__)],
+            "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocessing.__name__)],
             "inputs": [asdict(spec) for spec in model.inputs],
             "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
             "limit": CALIBRATION_LIMIT,
@@ -396,8 +398,16 @@ def loudest(reference: Path, outputs: int, count: int) -> list[int]:
     return [int(i) for i in np.argsort(-total, kind="stable")]
 
 
-def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, checked: Checked) -> Entry:
+def pack_variant(
+    cache: Cache,
+    engine: Engine,
+    target: Target,
+    model: Model,
+    checked: Checked,
+    declared: Mapping[str, Preprocess],
+) -> Entry:
     """The folder of a variant as it ships: engine files and ``variant.txt``."""
+    preprocess = tuple(lint.declared_for(spec, model.inputs, declared) for spec in model.inputs)
     precision = checked.variant.precision
     bound = target.bounds[precision]
     step = Step(
@@ -409,6 +419,7 @@ def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, che
             "bound": asdict(bound),
             "engine": [engine.name, engine.version, precision],
             "specs": [asdict(spec) for spec in (*model.inputs, *model.outputs)],
+            "preprocess": [how and asdict(how) for how in preprocess],
         },
     )
 
@@ -422,6 +433,7 @@ def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, che
             bound=bound,
             inputs=model.inputs,
             outputs=model.outputs,
+            preprocess=preprocess,
         )
 
     return cache.output(step, make)

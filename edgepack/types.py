@@ -42,16 +42,20 @@ class TensorSpec:
 class Preprocess:
     """How a photograph becomes one input tensor.
 
-    The order is: decode to RGB uint8, resize, centre crop, colour order, ``(x - mean) / std``, layout.
-    ``mean`` and ``std`` are in units of the 0..255 pixel scale, one value or one per channel.
-    ``resize`` is (height, width), or the length of the shorter side.
+    The order is: decode to RGB uint8, resize, centre crop, colour order, pad, ``(x - mean) / std``, layout.
+    ``mean``, ``std`` and ``pad_value`` are in units of the 0..255 pixel scale, one value or one per channel.
+    ``resize`` is (height, width), which ``fit`` reaches in one of three ways, or the length of the shorter side.
     """
 
     layout: str = "NCHW"
     color: str = "RGB"
     resize: tuple[int, int] | int | None = None
+    fit: str = "stretch"
     method: str = "bilinear"
     crop: tuple[int, int] | None = None
+    pad: tuple[int, int] | None = None
+    pad_value: tuple[float, ...] = (0.0,)
+    pad_place: str = "center"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
