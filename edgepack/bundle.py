@@ -31,6 +31,7 @@ ROLES = {
     "lib": "library",
     "include": "header",
     "licences": "licence",
+    "config": "build config",
 }
 
 

@@ -46,15 +46,20 @@ TARGET_KEYS = {
     "bounds": "a table",
     "emulator_cpu": "a string",
     "cmake_toolchain_file": "a string",
+    "size": "a string",
+    "static": "true or false",
+    "libraries": "a table",
 }
 REQUIRED = ("arch", "os", "libc", "libc_version", "engines", "precisions", "memory_mb")
 TARGET_CHOICES = {
     "arch": ("aarch64", "armhf", "riscv64", "x86_64"),
     "os": ("linux", "android"),
     "libc": ("glibc", "musl", "bionic"),
+    "size": ("fast", "small"),
 }
 BOUND_KEYS = ("cosine", "sqnr_db", "top1")
 OFF = "off"
+OWN_LIBRARY = "onnxruntime"  # the engine whose shared library may be the user's own build
 PREPROCESS_KEYS = (
     "layout", "color", "resize", "fit", "method", "crop", "pad", "pad_value", "pad_place", "mean", "std",
 )  # fmt: skip
@@ -127,7 +132,9 @@ def _merged(path: Path, folder: Path, seen: tuple[Path, ...]) -> tuple[dict[str,
     _check_target(document)
     own = dict(document.content)
     if "cmake_toolchain_file" in own:
-        own["cmake_toolchain_file"] = str(_toolchain_file(document))
+        own["cmake_toolchain_file"] = str(_file(document, ("cmake_toolchain_file",)))
+    if "libraries" in own:
+        own["libraries"] = {engine: str(_file(document, ("libraries", engine))) for engine in own["libraries"]}
     parent, detect = own.pop("extends", None), own.pop("detect", False)
     if detect:
         if parent is not None:
@@ -207,6 +214,10 @@ def _check_engines(document: Document, table: Mapping[str, Any]) -> None:
                 where = (key, engine) if key == "absent" else (key,)
                 message = f"unknown engine {engine!r}.{near(engine, installed)}"
                 raise document.fail(where, message, f"Installed engines: {', '.join(installed)}.")
+    for engine in table.get("libraries", ()):
+        if engine != OWN_LIBRARY:
+            message = f"libraries.{engine}: a library of your own is taken for {OWN_LIBRARY} only."
+            raise document.fail(("libraries", engine), message, f'Write {OWN_LIBRARY} = "FILE".')
     for engine, why in table.get("absent", {}).items():
         if not isinstance(why, str) or not why.strip():
             raise document.fail(("absent", engine), f"absent.{engine} should say in a sentence why it is not offered.")
@@ -238,11 +249,17 @@ def _check_bound(document: Document, precision: str) -> None:
             raise document.fail((*where, key), f"{key} = {value!r} should be {wanted}.")
 
 
-def _toolchain_file(document: Document) -> Path:
-    key = "cmake_toolchain_file"
-    path = document.path.parent / Path(document.content[key]).expanduser()
+def _file(document: Document, where: tuple[str, ...]) -> Path:
+    """The file that a key names, seen from the profile."""
+    value: Any = document.content
+    for key in where:
+        value = value[key]
+    name = ".".join(where)
+    if not isinstance(value, str):
+        raise document.fail(where, f"{name} = {value!r} should be the path of a file.")
+    path = document.path.parent / Path(value).expanduser()
     if not path.is_file():
-        raise document.fail((key,), f"{key}: {path} doesn't exist.", "A relative path is seen from this file.")
+        raise document.fail(where, f"{name}: {path} doesn't exist.", "A relative path is seen from this file.")
     return path.resolve()
 
 
@@ -271,6 +288,9 @@ def _target(path: Path, content: Mapping[str, Any], document: Document) -> Targe
         bounds={p: _bound(BOUNDS[p], content.get("bounds", {}).get(str(p), {})) for p in Precision},
         emulator_cpu=content.get("emulator_cpu", "max"),
         cmake_toolchain_file=content.get("cmake_toolchain_file"),
+        size=content.get("size", "fast"),
+        static=content.get("static", True),
+        libraries=dict(content.get("libraries", {})),
     )
 
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu.h"
 #include "descriptor.h"
 #include "edgepack/backend.h"
 #include "image.h"
@@ -41,6 +42,7 @@ Status open(const char* folder, const edgepack_options* options, edgepack_varian
   if (chosen.threads < 0 || chosen.threads > kMaxThreads) return invalid("threads must be 0 to 256");
   Descriptor& descriptor = variant->descriptor;
   EDGEPACK_TRY(read_descriptor(std::string(folder) + "/variant.txt", &descriptor));
+  EDGEPACK_TRY(edgepack::check_cpu(edgepack::needed_cpu_features()));
   variant->backend = edgepack::make_backend();
   if (variant->backend == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine"};
   if (descriptor.engine != variant->backend->name()) {

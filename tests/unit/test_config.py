@@ -49,6 +49,26 @@ def test_an_unknown_target_names_the_nearest() -> None:
     assert "'rk3588'" in caught.value.message and "linux-riscv64" in caught.value.hint
 
 
+def test_a_program_is_fast_and_static_unless_the_profile_says_otherwise(board: Path) -> None:
+    plain = config.load_target(board)
+    board.write_text(BOARD + 'size = "small"\nstatic = false\n')
+    changed = config.load_target(board)
+
+    assert (plain.size, plain.static) == ("fast", True)
+    assert (changed.size, changed.static) == ("small", False)
+    assert "'small'" in refusal(board, BOARD + 'size = "smal"\n').message
+
+
+def test_a_library_of_the_users_own_is_seen_from_the_profile(board: Path) -> None:
+    (board.parent / "mine.so").write_bytes(b"")
+    board.write_text(BOARD + '[libraries]\nonnxruntime = "mine.so"\n')
+
+    assert config.load_target(board).libraries == {"onnxruntime": str(board.parent.resolve() / "mine.so")}
+    assert "doesn't exist" in refusal(board, BOARD + '[libraries]\nonnxruntime = "gone.so"\n').message
+    assert "onnxruntime only" in refusal(board, BOARD + '[libraries]\nncnn = "mine.so"\n').message
+    assert "path of a file" in refusal(board, BOARD + "[libraries]\nonnxruntime = 3\n").message
+
+
 def test_a_name_never_leaves_the_folder_of_profiles() -> None:
     with pytest.raises(UsageError, match="no target"):
         config.load_target("../targets/rk3588")

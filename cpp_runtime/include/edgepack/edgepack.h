@@ -37,7 +37,8 @@ typedef enum edgepack_status {
   EDGEPACK_BAD_DESCRIPTOR = 3,   /* variant.txt is damaged, or made for another engine */
   EDGEPACK_ENGINE_MISSING = 4,   /* the engine's library is not there, or has the wrong version */
   EDGEPACK_ENGINE_ERROR = 5,     /* the engine refused the model or failed to run it */
-  EDGEPACK_OUT_OF_MEMORY = 6
+  EDGEPACK_OUT_OF_MEMORY = 6,
+  EDGEPACK_WRONG_CPU = 7 /* the engine's code was compiled for a CPU with instructions that this one lacks */
 } edgepack_status;
 
 /* Element types; in memory as C has them, little-endian as the machine is. bool is one byte, 0 or 1. */
