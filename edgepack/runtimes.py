@@ -106,7 +106,8 @@ def spec(
         source(engine)  # fetched now, so that a missing network is found before the compiler runs
         arguments = ncnn_source.arguments(target, layers, precisions)
         features = ncnn_source.used_features(target, precisions)
-        full_size = entry.get("full", {}).get(target.arch, {}).get(target.size, 0)
+        build = " ".join([target.arch, target.size, *features])
+        full_size = entry.get("full", {}).get(build, 0) if target.static else 0
     archive = _archive(entry)
     licences = {
         name: member(entry, one["path"], archive, one["sha256"])

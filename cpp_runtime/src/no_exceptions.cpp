@@ -35,6 +35,7 @@ void operator delete(void* memory, size_t /*size*/) noexcept { std::free(memory)
 void operator delete[](void* memory, size_t /*size*/) noexcept { std::free(memory); }
 
 #ifdef __GLIBCXX__
+// NOLINTBEGIN(bugprone-reserved-identifier,bugprone-std-namespace-modification): replacing them is the point.
 namespace std {
 void __throw_bad_alloc() { stop("out of memory"); }
 void __throw_bad_array_new_length() { stop("out of memory"); }
@@ -46,4 +47,5 @@ void __throw_out_of_range_fmt(const char* what, ...) { stop(what); }
 namespace __gnu_cxx {
 void __verbose_terminate_handler() { std::abort(); }
 }  // namespace __gnu_cxx
+// NOLINTEND(bugprone-reserved-identifier,bugprone-std-namespace-modification)
 #endif
