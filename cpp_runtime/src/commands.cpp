@@ -83,7 +83,8 @@ Session::Session(const Options& options, Machine* machine, std::FILE* out)
 Session::~Session() { edgepack_close(variant_); }
 
 Status Session::open() {
-  const edgepack_options how = {static_cast<int32_t>(options_.threads), nullptr};
+  const edgepack_options how = {static_cast<int32_t>(options_.threads),
+                                options_.library.empty() ? nullptr : options_.library.c_str()};
   const int64_t start = machine_->now_ns();
   const edgepack_status code = edgepack_open(options_.variant.c_str(), &how, &variant_);
   if (code != EDGEPACK_OK) return failure(code);

@@ -28,6 +28,7 @@ constexpr Flag kFlags[] = {
     {"--yuv", "r", "", &Options::yuv},
     {"--stride", "r", "", nullptr, &Options::stride, 1 << 20},
     {"--outputs", "r", "r", &Options::outputs},
+    {"--library", "isrb", "", &Options::library},
     {"--threads", "isrb", "", nullptr, &Options::threads, 256},
     {"--min-runs", "b", "", nullptr, &Options::min_runs, 1000000},
     {"--min-time", "b", "", nullptr, nullptr, 0, &Options::min_seconds},

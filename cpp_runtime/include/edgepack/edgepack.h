@@ -81,7 +81,7 @@ typedef struct edgepack_about {
 /* How to open. Zero every field that you don't set: `edgepack_options o = {0};` */
 typedef struct edgepack_options {
   int32_t threads;     /* that the engine may use, 1 to 256; 0 means 1 */
-  const char* library; /* path of the engine's shared library; NULL: ../lib/ as seen from the executable's folder */
+  const char* library; /* path of the engine's shared library; NULL: in ../lib/ as seen from the executable */
 } edgepack_options;
 
 /* An open variant. */
