@@ -58,7 +58,7 @@ def convert(
     result_file.unlink(missing_ok=True)
     try:
         done = process.run(
-            [*_no_network(), interpreter, "-I", path, request_file],
+            [*_no_network(), interpreter, "-s", path, request_file],
             cwd=scratch,
             env=_child_env(scratch / "home", interpreter, threads),
             limits=process.Limits(seconds=seconds, memory=_memory_limit(), file_size=64 << 30),
@@ -215,7 +215,7 @@ def _child_env(home: Path, interpreter: Path, threads: int) -> dict[str, str]:
         "XDG_CACHE_HOME": str(home),
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,

@@ -9,10 +9,12 @@ never stops the others.
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +27,10 @@ from edgepack.graph import Graph
 from edgepack.plan import BuildPlan
 from edgepack.resources import data
 from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status, Variant, Verdict
+
+# The variants whose emulated self-tests take longest go first, so that no core waits for the last one.
+URGENCY = {Precision.FP16: 2, Precision.FP32: 1, Precision.INT8: 0}
+FIRST = 3  # what every variant waits for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,9 @@ def build(plan: BuildPlan, cache: Cache, compilers: dict[str, Compiler]) -> Buil
     path, digest = None, ""
     if built:
         path = plan.destination
-        digest = write_bundle(plan, model, samples, golden, built)
+        engines = {ready.checked.variant.engine for ready in built}
+        configs = {engine: line.configs[engine].result() for engine in engines}
+        digest = write_bundle(plan, model, samples, golden, built, configs)
     return BuildResult(
         plan=plan,
         outcomes=(*outcomes, *plan.refused),
@@ -130,7 +138,7 @@ class Line:
     def __init__(self, plan: BuildPlan, cache: Cache, graph: Graph, compilers: dict[str, Compiler]) -> None:
         self.plan, self.cache, self.graph, self.compilers = plan, cache, graph, compilers
         self.seconds: dict[Variant, float] = {}
-        add = graph.add
+        add = functools.partial(graph.add, urgency=FIRST)
         self.imported = add("import", lambda: steps.import_model(plan, cache))
         self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m), self.imported)
         self.reference = add(
@@ -159,6 +167,7 @@ class Line:
         # After the exports in the queue, but those wait for the import: a second core compiles meanwhile.
         self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
         self.ready = {variant: self._finish(variant) for variant in plan.variants}
+        self.configs = {engine: self._config(engine) for engine in self.harnesses}
 
     def outcome(self, variant: Variant, future: Future[Ready]) -> Outcome:
         """What became of a variant, from its last step."""
@@ -167,12 +176,13 @@ class Line:
         if error is None:
             ready = future.result()
             size = bundle.tree_size(ready.packed.path)
+            sizes = json.loads((ready.harness.path / "size.json").read_text())
             return Outcome(
                 variant=variant,
                 status=Status.BUILT,
                 size=size,
-                runtime_size=bundle.tree_size(ready.harness.path / "bin")
-                + bundle.tree_size(ready.harness.path / "lib"),
+                runtime_size=sizes["total"],
+                full_size=sizes["full"],
                 verdict=ready.verdict,
                 self_test=ready.self_test,
                 host_latency_ms=ready.checked.latency_ms,
@@ -215,26 +225,44 @@ class Line:
             with self._timed(variant):
                 return steps.export(self.cache, engine, model, variant.precision, data, base_entry)
 
-        self.exports[variant] = self.graph.add(f"export {variant}", work, *needs)
+        # A harness that is compiled for its models' layers waits for all of them.
+        urgency = FIRST if engine.runtime_needs_layers else URGENCY[variant.precision]
+        self.exports[variant] = self.graph.add(f"export {variant}", work, *needs, urgency=urgency)
         return self.exports[variant]
 
     def _harness(self, name: str) -> Future[Entry]:
         engine = self.plan.engine(name)
 
-        def make(layers: tuple[str, ...]) -> Entry:
+        variants = [variant for variant in self.plan.variants if variant.engine == name]
+
+        def make(layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> Entry:
             target, compiler = self.plan.target, self.compilers[name]
-            return steps.build_harness(self.cache, engine, target, compiler, layers, self.plan.jobs)
+            return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs)
 
         def make_for(*settled: Future[Entry]) -> Entry:
-            exported = [future.result() for future in settled if future.exception() is None]
+            exported = {v: f.result() for v, f in zip(variants, settled, strict=True) if f.exception() is None}
             if not exported:
                 settled[0].result()  # raises the reason
-            return make(tuple(sorted({layer for e in exported for layer in artifact.read(e.path).layers})))
+            layers = {layer for entry in exported.values() for layer in artifact.read(entry.path).layers}
+            return make(tuple(sorted(layers)), tuple(sorted({v.precision for v in exported})))
 
         if not engine.runtime_needs_layers:
-            return self.graph.add(f"harness {name}", lambda: make(()))
-        exports = [self.exports[variant] for variant in self.plan.variants if variant.engine == name]
-        return self.graph.settle(f"harness {name}", make_for, *exports)
+            precisions = tuple(sorted({v.precision for v in variants}))
+            return self.graph.add(f"harness {name}", lambda: make((), precisions), urgency=FIRST)
+        exports = (self.exports[variant] for variant in variants)
+        return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
+
+    def _config(self, name: str) -> Future[Entry | None]:
+        """For those who build the engine themselves: what it needs for the variants that passed."""
+        variants = [variant for variant in self.plan.variants if variant.engine == name]
+
+        def make(*settled: Future[Ready]) -> Entry | None:
+            kept = {str(v): f.result().checked for v, f in zip(variants, settled, strict=True) if f.exception() is None}
+            if not kept:
+                settled[0].result()  # raises the reason
+            return steps.build_config(self.cache, self.plan.engine(name), kept)
+
+        return self.graph.settle(f"build config {name}", make, *(self.ready[variant] for variant in variants))
 
     def _finish(self, variant: Variant) -> Future[Ready]:
         """Verify on the host, then self-test the cross-built harness."""
@@ -250,7 +278,7 @@ class Line:
 
         def finish(checked: steps.Checked, model: Model, samples: steps.Samples, built: Entry, golden: Entry) -> Ready:
             with self._timed(variant):
-                packed = steps.pack_variant(self.cache, engine, target, model, checked)
+                packed = steps.pack_variant(self.cache, engine, target, model, checked, self.plan.preprocess)
                 tested = steps.self_test(self.cache, variant, target, built, packed, golden)
             bound = target.bounds[variant.precision]
             return Ready(
@@ -261,8 +289,15 @@ class Line:
                 self_test=tested,
             )
 
+        urgency = URGENCY[variant.precision]
         checked = self.graph.add(
-            f"verify {variant}", check, self.exports[variant], self.model, self.samples, self.reference
+            f"verify {variant}",
+            check,
+            self.exports[variant],
+            self.model,
+            self.samples,
+            self.reference,
+            urgency=urgency,
         )
         return self.graph.add(
             f"self-test {variant}",
@@ -272,6 +307,7 @@ class Line:
             self.samples,
             self.harnesses[variant.engine],
             self.golden,
+            urgency=urgency,
         )
 
     def _timed(self, variant: Variant) -> _Timer:
@@ -305,12 +341,20 @@ class Dropped(VariantError):
         self.verdict = verdict
 
 
-def write_bundle(plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]) -> str:
+def write_bundle(
+    plan: BuildPlan,
+    model: Model,
+    samples: steps.Samples,
+    golden: Entry,
+    built: list[Ready],
+    configs: Mapping[str, Entry | None],
+) -> str:
     """Put the parts together at the plan's destination and return the bundle's digest.
 
     A bundle of the same parts that is whole is left as it is.
     """
     facts = manifest_facts(plan, model, samples, golden, built)
+    facts["build_configs"] = {engine: entry.digest for engine, entry in sorted(configs.items()) if entry is not None}
     key = steps.build_key({**facts, "code": plugins.module_digest(__name__), "header": _header_digests()})
     facts["build_key"] = key
     existing = _existing_digest(plan.destination, key)
@@ -324,6 +368,9 @@ def write_bundle(plan: BuildPlan, model: Model, samples: steps.Samples, golden: 
             for part in ("bin", "lib", "licences"):
                 if (built_harness.path / part).is_dir():
                     shutil.copytree(built_harness.path / part, folder / part, dirs_exist_ok=True)
+        for engine, entry in configs.items():
+            if entry is not None:
+                shutil.copytree(entry.path, folder / "config" / engine)
         (folder / "include").mkdir()
         shutil.copyfile(_api_header(), folder / "include" / "edgepack.h")
         (folder / "include" / "edgepack_model.h").write_text(modelheader.render(model))
@@ -336,7 +383,7 @@ def manifest_facts(
     plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]
 ) -> dict[str, Any]:
     """Everything the manifest says besides the list of files; no times, no paths, nothing of this machine."""
-    target = asdict(replace(plan.target, cmake_toolchain_file=None))
+    target = asdict(replace(plan.target, cmake_toolchain_file=None, libraries={}))
     return {
         "name": plan.name,
         "target": {**target, "bounds": {str(k): asdict(v) for k, v in plan.target.bounds.items()}},

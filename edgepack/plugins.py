@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
+import importlib.util
 import inspect
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -53,6 +55,39 @@ def module_digest(module: str) -> str:
 
 
 def digest(plugin: Any, tools: tuple[str, ...]) -> str:
-    """What decides a plugin's results: its version, its module's source and the converter scripts it uses."""
-    parts = [plugin.name, plugin.version, module_digest(type(plugin).__module__)]
-    return sha256_text("\n".join([*parts, *(converter.digest(script) for script in sorted(tools))]))
+    """What decides a plugin's results: its version, its code, the helpers it imports and its converter scripts."""
+    code = [sha256_file(path) for path in _code(type(plugin).__module__)]
+    return sha256_text(
+        "\n".join([plugin.name, plugin.version, *code, *(converter.digest(script) for script in sorted(tools))])
+    )
+
+
+# These carry work out or say what happened, and decide no result; `runtimes` is in the harness's own key.
+_CARRIERS = {
+    f"edgepack.{name}" for name in ("cache", "converter", "errors", "log", "process", "resources", "runtimes", "types")
+}
+
+
+@functools.cache
+def _code(module: str) -> tuple[Path, ...]:
+    """The source files of `module` and of every module of edgepack that it imports, besides the carriers; sorted."""
+    found: dict[str, Path] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in found or name in _CARRIERS or (path := _source(name)) is None:
+            continue
+        found[name] = path
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "edgepack":
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(found[name] for name in sorted(found))
+
+
+def _source(module: str) -> Path | None:
+    """A module's Python file; None for what is no module (a name that one defines) or has no source."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None

@@ -27,12 +27,15 @@ void write_info(Session* session) {
   const auto write = [&](const char* type, const std::vector<edgepack_tensor>& tensors) {
     for (size_t index = 0; index < tensors.size(); ++index) {
       const edgepack_tensor& tensor = tensors[index];
-      session->write(JsonLine()
-                         .text("type", type)
-                         .integer("index", static_cast<int64_t>(index))
-                         .text("name_hex", hex(tensor.name, tensor.name_size))
-                         .text("dtype", info(tensor.dtype).name)
-                         .integers("shape", shape_of(tensor)));
+      JsonLine line;
+      line.text("type", type)
+          .integer("index", static_cast<int64_t>(index))
+          .text("name_hex", hex(tensor.name, tensor.name_size))
+          .text("dtype", info(tensor.dtype).name)
+          .integers("shape", shape_of(tensor));
+      const char* preprocess = &tensors == &session->inputs() ? session->preprocess(index) : nullptr;
+      if (preprocess != nullptr) line.text("preprocess", preprocess);
+      session->write(line);
     }
   };
   write("input", session->inputs());
@@ -56,7 +59,7 @@ Status perform(const Options& options, Session* session, bool* passed) {
     return ok();
   }
   if (options.command == "run") {
-    EDGEPACK_TRY(session->set_inputs(options.inputs));
+    EDGEPACK_TRY(options.image.empty() ? session->set_inputs(options.inputs) : session->set_image());
     EDGEPACK_TRY(session->run());
     return write_outputs(session, options.outputs);
   }

@@ -21,7 +21,12 @@ struct Flag {
 constexpr Flag kFlags[] = {
     {"--variant", "isrb", "isrb", &Options::variant},
     {"--golden", "sb", "sb", &Options::golden},
-    {"--inputs", "r", "r", &Options::inputs},
+    {"--inputs", "r", "", &Options::inputs},
+    {"--image", "r", "", &Options::image},
+    {"--format", "r", "", &Options::format},
+    {"--size", "r", "", &Options::size},
+    {"--yuv", "r", "", &Options::yuv},
+    {"--stride", "r", "", nullptr, &Options::stride, 1 << 20},
     {"--outputs", "r", "r", &Options::outputs},
     {"--library", "isrb", "", &Options::library},
     {"--threads", "isrb", "", nullptr, &Options::threads, 256},
@@ -91,6 +96,9 @@ bool parse_options(int argc, const char* const* argv, Options* options, std::str
     if (flag.required.find(letter) != std::string_view::npos && (options->*flag.text).empty()) {
       return fail(options->command + " needs " + std::string(flag.name));
     }
+  }
+  if (letter == 'r' && options->inputs.empty() == options->image.empty()) {
+    return fail(options->image.empty() ? "run needs --inputs or --image" : "run takes --inputs or --image, not both");
   }
   return true;
 }

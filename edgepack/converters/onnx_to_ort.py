@@ -67,9 +67,9 @@ def prepare(request: dict) -> None:
         if now != -1:
             libc.personality(now | ADDR_NO_RANDOMIZE)
     shutil.copyfile(__file__, "script.py")
-    environment = {FIXED: "1", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    environment = {FIXED: "1", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
     again = "exec(compile(open('script.py').read(), 'script.py', 'exec'))"  # run as a file, it would know its folder
-    os.execve(sys.executable, [sys.executable, "-I", "-c", again], environment)  # noqa: S606 - there is no shell
+    os.execve(sys.executable, [sys.executable, "-s", "-c", again], environment)  # noqa: S606 - there is no shell
 
 
 if __name__ == "__main__":

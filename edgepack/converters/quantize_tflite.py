@@ -344,10 +344,14 @@ class Histogram:
     def add(self, values: np.ndarray) -> None:
         """Count the values of one sample."""
         flat = values.ravel()
-        flat = flat[np.abs(flat) < HUGE]
         if not flat.size:
             return
         lowest, highest = flat.min(), flat.max()
+        if not (-HUGE < lowest and highest < HUGE):
+            flat = flat[np.abs(flat) < HUGE]
+            if not flat.size:
+                return
+            lowest, highest = flat.min(), flat.max()
         if not (np.isfinite(lowest) and np.isfinite(highest)):
             raise SystemExit("a calibration sample makes the model compute NaN or infinity: it can't be quantized")
         self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)

@@ -1,5 +1,6 @@
 """The step graph: order by need, one failure never hides another step."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from edgepack.graph import Graph
@@ -53,3 +54,17 @@ def test_one_worker_is_enough_for_a_deep_graph() -> None:
         graph.finish()
 
     assert last.result() == 50
+
+
+def test_of_the_steps_that_could_start_the_most_urgent_does() -> None:
+    ran: list[str] = []
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        graph = Graph(pool)
+        first = graph.add("first", gate.wait)
+        for name, urgency in (("low", 0), ("high", 2), ("middle", 1), ("also high", 2)):
+            graph.add(name, lambda _, name=name: ran.append(name), first, urgency=urgency)
+        gate.set()
+        graph.finish()
+
+    assert ran == ["high", "also high", "middle", "low"]
