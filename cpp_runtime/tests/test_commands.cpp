@@ -110,7 +110,7 @@ TEST("bench runs for the wanted time and the wanted number, and keeps every samp
   const std::vector<std::string> words = {"bench", "--variant", check::path("v"), "--golden", check::path("g")};
   auto with = [&](const char* seconds, const char* runs) {
     std::vector<std::string> all = words;
-    all.insert(all.end(), {"--min-time", seconds, "--min-runs", runs});
+    all.insert(all.end(), {"--min-seconds", seconds, "--min-runs", runs});
     return harness(all);
   };
   Result r = with("0", "7");

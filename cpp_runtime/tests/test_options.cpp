@@ -16,7 +16,7 @@ std::string refusal(std::vector<const char*> words) {
 
 TEST("a full line is understood") {
   const char* words[] = {"edgepack-null", "bench", "--variant",  "v",   "--golden",   "g",
-                         "--threads",     "4",     "--min-time", "0.5", "--min-runs", "3"};
+                         "--threads",     "4",     "--min-seconds", "0.5", "--min-runs", "3"};
   Options o;
   std::string error;
   CHECK(parse_options(12, words, &o, &error));
@@ -57,8 +57,8 @@ TEST("what can't be understood is named") {
     CHECK_EQ("--threads must be a whole number from 1 to 256",
              refusal({"info", "--variant", "v", "--threads", number}));
   }
-  CHECK_EQ("--min-time must be seconds, at most 3600",
-           refusal({"bench", "--variant", "v", "--golden", "g", "--min-time", "1e9"}));
+  CHECK_EQ("--min-seconds must be seconds, at most 3600",
+           refusal({"bench", "--variant", "v", "--golden", "g", "--min-seconds", "1e9"}));
 }
 
 CHECK_MAIN

@@ -127,7 +127,7 @@ def test_self_test_and_bench_hold_the_golden_outputs(build: Path, work: Path) ->
     assert code == 0
     assert [line["cosine"] for line in lines if line["type"] == "golden"] == [1.0]
 
-    code, lines, _ = harness(build, "bench", *paths, "--min-time", "0", "--min-runs", "5")
+    code, lines, _ = harness(build, "bench", *paths, "--min-seconds", "0", "--min-runs", "5")
     samples = [line["ns"] for line in lines if line["type"] == "sample"]
     assert code == 0
     assert len(samples) == 5 and all(isinstance(ns, int) and ns > 0 for ns in samples)
