@@ -7,14 +7,13 @@ and those of a killed build are thus made again, and the linked program is as fr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock
 
 from edgepack.cache import digest_of, out_of_space, sha256_file, tree_digests
 from edgepack.resources import cache_root
@@ -25,9 +24,13 @@ LIST_OF_LAYERS = "/ncnn.dir/layer.cpp.o"  # what differs between models is in it
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFolder:
-    """``build/`` for CMake and ``runtime/``, a copy of cpp_runtime whose path is always the same."""
+    """``build/`` for CMake and ``runtime/``, a copy of cpp_runtime whose path is always the same.
+
+    `lock` is an open file for the programs that write here: if this process is killed, they still hold the folder.
+    """
 
     root: Path
+    lock: int
 
     @property
     def build(self) -> Path:
@@ -52,10 +55,12 @@ class BuildFolder:
 @contextmanager
 def locked(key: str, runtime: Path) -> Iterator[BuildFolder]:
     """The folder of `key` for one build at a time, with a fresh copy of `runtime` and no file that isn't trusted."""
-    folder = BuildFolder(root=cache_root() / "builds" / key)
+    root = cache_root() / "builds" / key
     with out_of_space(cache_root()):
-        folder.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder.root}.lock"):
+        root.mkdir(parents=True, exist_ok=True)
+        with root.with_suffix(".lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            folder = BuildFolder(root=root, lock=stream.fileno())
             shutil.rmtree(folder.runtime, ignore_errors=True)
             shutil.copytree(runtime, folder.runtime, ignore=shutil.ignore_patterns("tests"))
             _distrust(folder)

@@ -115,12 +115,12 @@ def _make_with_ncnn(spec: RuntimeSpec, target: Target, compiler: Compiler, harne
             folder.empty()  # nobody knows which compiler the user's file means today
         used = folder.build.is_dir()
         try:
-            _compile("ncnn", folder.runtime, folder.root, arguments, compiler, jobs, harness)
+            _compile("ncnn", folder.runtime, folder.root, arguments, compiler, jobs, harness, [folder.lock])
         except ToolFailed:
             if not used:
                 raise
             folder.empty()  # it may be the folder's fault: a compiler that moved, a damaged file of CMake's
-            _compile("ncnn", folder.runtime, folder.root, arguments, compiler, jobs, harness)
+            _compile("ncnn", folder.runtime, folder.root, arguments, compiler, jobs, harness, [folder.lock])
         folder.trust()
 
 
@@ -135,7 +135,14 @@ def program(name: str) -> str | None:
 
 
 def _compile(
-    engine: str, source: Path, folder: Path, arguments: Sequence[str], compiler: Compiler, jobs: int, harness: Path
+    engine: str,
+    source: Path,
+    folder: Path,
+    arguments: Sequence[str],
+    compiler: Compiler,
+    jobs: int,
+    harness: Path,
+    lock: Sequence[int] = (),
 ) -> None:
     """Build `source` in ``folder/build`` and copy the program to `harness`."""
     cmake, ninja = program("cmake"), program("ninja")
@@ -154,7 +161,7 @@ def _compile(
     for argv, seconds in steps:
         logs.append(folder / f"log{len(logs)}.txt")
         try:
-            done = process.run(argv, env=env, limits=process.Limits(seconds=seconds), log_file=logs[-1])
+            done = process.run(argv, env=env, limits=process.Limits(seconds=seconds), log_file=logs[-1], pass_fds=lock)
         except process.TimedOut as error:
             raise _failed(engine, compiler, f"was killed after {error.seconds:.0f} s", logs) from None
         if done.returncode != 0:
