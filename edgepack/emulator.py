@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,24 +108,26 @@ def self_test(runner: Emulator, harness: Path, variant: Path, golden: Path, engi
             detail = f"not finished within {error.seconds:.0f} s under {runner.description}"
             return SelfTest(how="not run", passed=None, detail=detail)
         return SelfTest(how=runner.how, passed=False, detail=f"the harness was killed after {error.seconds:.0f} s")
-    return judge(done, runner, count)
+    return judge(done, runner, count, engine)
 
 
-def judge(done: Completed, runner: Emulator, count: int) -> SelfTest:
+def judge(done: Completed, runner: Emulator, count: int, engine: str = "") -> SelfTest:
     """What a finished ``self-test`` on `count` samples says of itself, believed only when it is whole."""
     lines = json_lines(done.stdout)
     metrics = tuple(line for line in lines if line.get("type") == "golden")
     end = next((line for line in lines if line.get("type") == "end"), None)
     words = " ".join(_last_lines(done.stderr))
+    if crash := describe_crash(done.returncode, engine):  # also after the end line: an engine that dies while it closes
+        return SelfTest(how=runner.how, passed=False, detail=f"{' '.join(crash)} {words}".rstrip(), metrics=metrics)
     if end is None:
         detail = f"the harness ended with {process.describe_exit(done.returncode)} before it was done: {words}"
         return SelfTest(how=runner.how, passed=False, detail=detail.rstrip(": "), metrics=metrics)
-    tested = {line.get("index") for line in metrics}
+    tested = {line.get("index") for line in metrics if isinstance(line.get("index"), int)}
     failed = [line for line in metrics if line.get("status") != "ok"]
     if end.get("status") == "ok" and done.returncode == 0 and not failed and len(tested) == count:
         return SelfTest(how=runner.how, passed=True, detail=runner.description, metrics=metrics)
     if failed:
-        worst = min(failed, key=lambda line: (line.get("finite", True), line.get("cosine") or 0.0))
+        worst = min(failed, key=lambda line: (line.get("finite") is not False, _cosine(line)))
         where = f"sample {worst.get('index')}, output {worst.get('output')}"
         if worst.get("finite") is False:
             detail = f"{where} has NaN or infinite values (float16 overflows on this CPU?)"
@@ -138,17 +141,44 @@ def judge(done: Completed, runner: Emulator, count: int) -> SelfTest:
     return SelfTest(how=runner.how, passed=False, detail=detail, metrics=metrics)
 
 
+def describe_crash(code: int, engine: str) -> tuple[str, str] | None:
+    """What happened and what to do, when a harness that ended with `code` was killed by a signal; else None.
+
+    edgepack's own code ends with 0 to 3 whatever it is given, so the engine is named. Shells and some transports say
+    128 + N for signal N.
+    """
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    if number == 0:
+        return None
+    who = f"the engine {engine}" if engine else "the engine"
+    happened = f"{who} crashed: the harness was ended by {process.describe_exit(-number)}."
+    if number == signal.SIGILL:
+        cure = (
+            "Its library needs instructions that this CPU hasn't: use another engine, or correct the target's profile."
+        )
+    elif number == signal.SIGKILL:
+        cure = "The system does that when memory runs out: free some, or use a smaller model."
+    else:
+        cure = "Its model file may be damaged: build the bundle again. If it still crashes, leave this engine out."
+    return happened, cure
+
+
 def json_lines(text: str) -> list[dict[str, Any]]:
     """Every line of a harness's stdout that is a JSON object."""
     found = []
     for line in text.splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+def _cosine(line: dict[str, Any]) -> float:
+    value = line.get("cosine")
+    return float(value) if isinstance(value, int | float) and abs(value) <= 1 else 0.0
 
 
 def _last_lines(text: str) -> list[str]:

@@ -51,6 +51,8 @@ def run(path: Path, variant: str, input_file: Path, output_file: Path, *, device
         argv = [program, "run", "--variant", folder.resolve()]
         argv += ["--inputs", ins, "--outputs", outs, "--threads", threads]
         done = runner.run([str(a) for a in argv], SECONDS)
+        if crash := emulator.describe_crash(done.returncode, engine):
+            raise DeviceFailed(f"{variant}: {crash[0]}", crash[1])
         if done.returncode != 0:
             words = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
             raise DeviceFailed(f"The harness of {variant} ended with {done.returncode}: {words[0]}", "")

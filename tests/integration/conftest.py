@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import need
+from tests.integration.native import Native
+from tests.models import samples, tiny_classifier
+
 EDGEPACK = Path(sys.executable).parent / "edgepack"
 
 
@@ -35,7 +39,9 @@ class Called:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """A cache of this run's own. EDGEPACK_TEST_CACHE=DIR keeps one between runs while tests are being written."""
+    kept = os.environ.get("EDGEPACK_TEST_CACHE")
+    return Path(kept) if kept else tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +54,26 @@ def edgepack(cache: Path):
         return Called(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(edgepack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny_classifier` for rk3588: what test_build.py builds, from the cache when that ran before."""
+    need("aarch64-linux-gnu-g++", "apt install g++-aarch64-linux-gnu")
+    need("qemu-aarch64", "apt install qemu-user")
+    folder = tmp_path_factory.mktemp("tiny")
+    model = tiny_classifier(folder / "tiny.onnx")
+    calibration = samples(folder / "calib.npz", count=48)
+    verification = samples(folder / "samples.npz", count=16, seed=9)
+    called = edgepack("build", model, "--target", "rk3588", "--calib", calibration, "--samples", verification,
+                      "-o", folder)  # fmt: skip
+    assert called.code == 0, called.err
+    return folder / "tiny-rk3588.edgepack"
+
+
+@pytest.fixture(scope="session")
+def native(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Native:
+    """Harnesses for this machine, with sanitizers; each is compiled once."""
+    need("cmake", "apt install cmake")
+    need("g++", "apt install g++")
+    return Native(tmp_path_factory.mktemp("native"), cache)

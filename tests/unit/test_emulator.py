@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgepack import config, emulator
 from edgepack.emulator import Emulator
@@ -20,9 +22,12 @@ def golden(index: int, status: str = "ok", cosine: float | None = 1.0) -> dict[s
     return {"type": "golden", "index": index, "output": 0, "status": status, "cosine": cosine, "sqnr_db": 60.0}
 
 
+def text_of(lines: list[dict[str, Any]]) -> str:
+    return "\n".join(json.dumps(line) for line in lines)
+
+
 def judge(lines: list[dict[str, Any]], *, count: int, returncode: int = 0, stderr: str = "") -> SelfTest:
-    text = "\n".join(json.dumps(line) for line in lines)
-    done = Completed(argv=("h",), returncode=returncode, stdout=text, stderr=stderr, seconds=0.0)
+    done = Completed(argv=("h",), returncode=returncode, stdout=text_of(lines), stderr=stderr, seconds=0.0)
     return emulator.judge(done, RUNNER, count)
 
 
@@ -35,6 +40,50 @@ def test_no_end_line_means_that_the_harness_died_and_its_last_words_are_told() -
     result = judge([golden(0)], count=1, returncode=-4, stderr="qemu: uncaught target signal 4\n")
     assert result.passed is False
     assert "SIGILL" in result.detail and "uncaught target signal 4" in result.detail
+
+
+def test_a_harness_that_a_signal_ended_is_reported_as_a_crash_of_its_engine_whatever_it_had_said() -> None:
+    """Also when all lines came and only then it died: a result from a process that crashed is no result."""
+    for code in (-11, 139):
+        done = Completed(
+            argv=("h",), returncode=code, stdout=text_of([golden(0), END]), stderr="x\nboom\n", seconds=0.0
+        )
+        result = emulator.judge(done, RUNNER, 1, "tflite")
+        assert result.passed is False
+        assert result.detail == (
+            "the engine tflite crashed: the harness was ended by signal 11 (SIGSEGV). Its model file may be damaged: "
+            "build the bundle again. If it still crashes, leave this engine out. x boom"
+        )
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(-4, "instructions that this CPU hasn't"), (-9, "memory runs out"), (-6, "SIGABRT"), (-7, "SIGBUS")],
+)
+def test_the_cure_of_a_crash_fits_its_signal(code: int, words: str) -> None:
+    assert words in " ".join(emulator.describe_crash(code, "onnxruntime") or ())
+    assert emulator.describe_crash(3, "onnxruntime") is None
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+LINES = st.fixed_dictionaries(
+    {"type": st.sampled_from(["golden", "end"]) | VALUES},
+    optional=dict.fromkeys(["index", "output", "status", "cosine", "sqnr_db", "finite"], st.just("ok") | VALUES),
+)
+
+
+@given(st.lists(LINES, max_size=4), st.text(max_size=20), st.sampled_from([0, 1, 3, -11]))
+def test_lines_of_a_damaged_harness_are_never_a_traceback(lines: list[dict[str, Any]], junk: str, code: int) -> None:
+    """Keys of any type and junk between the lines: a verdict and words, and no pass without an ok for each sample."""
+    done = Completed(
+        argv=("h",), returncode=code, stdout=f"{junk}\n{text_of(lines)}\n{'[' * 2000}", stderr="", seconds=0.0
+    )
+    result = emulator.judge(done, RUNNER, 2)
+    assert result.passed is False or sum(line.get("status") == "ok" for line in lines) >= 3
 
 
 def test_fewer_samples_than_were_given_are_not_a_pass() -> None:
