@@ -242,7 +242,8 @@ class LiteRt final : public Backend {
       EDGEPACK_TRY(done(api_.get_events(profiler, count, events.data()), "give its profile"));
       add_run(events, profile);
     }
-    profile->caveat = "LiteRT's timer rounds each operator down to a microsecond and leaves out what is between operators";
+    profile->caveat =
+        "LiteRT's timer rounds each operator down to a microsecond and leaves out what is between operators";
     if (!profile->operators.empty()) return ok();
     return {EDGEPACK_UNSUPPORTED, "LiteRT's profile of this model holds no operator"};
   }

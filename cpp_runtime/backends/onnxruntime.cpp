@@ -223,7 +223,8 @@ class OnnxRuntime final : public Backend {
     EDGEPACK_TRY(ended);
     std::string text;
     EDGEPACK_TRY(read_text(*trace, kMostBytes, &text));
-    profile->caveat = "ONNX Runtime's timer rounds each operator down to a microsecond and leaves out its own work between operators";
+    profile->caveat =
+        "ONNX Runtime's timer rounds each operator down to a microsecond and leaves out its own work between operators";
     return read_trace(text, kWarmUps, profile);
   }
 

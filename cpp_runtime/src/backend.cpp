@@ -1,7 +1,7 @@
 // What every backend's profile() needs.
-#include <chrono>
-
 #include "edgepack/backend.h"
+
+#include <chrono>
 
 namespace edgepack {
 

@@ -55,8 +55,8 @@ Status open(const char* folder, const edgepack_options* options, edgepack_varian
   }
   variant->is_set.assign(descriptor.inputs.size(), false);
   variant->threads = std::max(1, chosen.threads);
-  EDGEPACK_TRY(variant->backend->load(descriptor, folder, chosen.library == nullptr ? "" : chosen.library,
-                                      variant->threads));
+  EDGEPACK_TRY(
+      variant->backend->load(descriptor, folder, chosen.library == nullptr ? "" : chosen.library, variant->threads));
   variant->version = variant->backend->version();
   variant->library = variant->backend->library();
   variant->loaded = true;
@@ -130,7 +130,8 @@ std::string percent(int64_t part, int64_t whole) {
 
 // A profile whose operators don't add up to the total is given with the reason, not hidden.
 void explain(edgepack::Profile* profile) {
-  const int64_t sum = sum_ns(*profile), gap = sum > profile->total_ns ? sum - profile->total_ns : profile->total_ns - sum;
+  const int64_t sum = sum_ns(*profile),
+                gap = sum > profile->total_ns ? sum - profile->total_ns : profile->total_ns - sum;
   if (gap * 20 <= profile->total_ns) {
     profile->caveat.clear();
     return;

@@ -12,10 +12,12 @@ namespace {
 #if defined(__aarch64__)
 // Bit by bit; the kernel's ABI, which never changes.
 constexpr std::string_view kHwcap =
-    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 sm4 "
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 "
+    "sm4 "
     "asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg";
 constexpr std::string_view kHwcap2 =
-    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 dgh "
+    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 "
+    "dgh "
     "rng bti mte ecv afp rpres mte3 sme";
 #elif defined(__arm__)
 constexpr std::string_view kHwcap =

@@ -77,8 +77,7 @@ void write_info(Session* session) {
                      .text("arch", kArchitecture)
                      .text("libc", EDGEPACK_LIBC)
                      .boolean("optimized", kOptimized));
-  session->write(
-      JsonLine().text("type", "cpu").text("name", machine.cpu()).texts("features", machine.cpu_features()));
+  session->write(JsonLine().text("type", "cpu").text("name", machine.cpu()).texts("features", machine.cpu_features()));
   write_tensors(session, "input", session->inputs());
   write_tensors(session, "output", session->outputs());
 }

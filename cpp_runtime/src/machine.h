@@ -32,7 +32,8 @@ class Machine {
   // Keep this thread, and those that it will make, on these CPUs.
   virtual Status set_affinity(const std::vector<int>& cpus) = 0;
 
-  // The CPUs on which any thread of this process may run, sorted, and the one on which the caller runs now (-1: unknown).
+  // The CPUs on which any thread of this process may run, sorted, and the one on which the caller runs now (-1:
+  // unknown).
   virtual std::vector<int> affinity() = 0;
   virtual int current_cpu() = 0;
 

@@ -62,7 +62,8 @@ std::vector<Temperature> read_temperatures(const std::string& root) {
   for (const std::string& name : names_in(folder)) {
     Temperature temperature;
     // A zone whose sensor is switched off fails to be read.
-    if (number_after(name, "thermal_zone") < 0 || !whole_line(folder + "/" + name + "/temp", &temperature.millidegrees)) {
+    if (number_after(name, "thermal_zone") < 0 ||
+        !whole_line(folder + "/" + name + "/temp", &temperature.millidegrees)) {
       continue;
     }
     temperature.zone = name;

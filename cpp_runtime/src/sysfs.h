@@ -1,5 +1,5 @@
-// Clocks and temperatures as Linux shows them below /sys. `root` stands before that path, so that a recorded tree can be
-// read as well; it is empty for this machine. What the system doesn't show is left out.
+// Clocks and temperatures as Linux shows them below /sys. `root` stands before that path, so that a recorded tree can
+// be read as well; it is empty for this machine. What the system doesn't show is left out.
 #pragma once
 
 #include <cstdint>

@@ -57,8 +57,8 @@ class Backend {
   // Memory of output `index`, contiguous, engine dtype and shape. Valid until the next run().
   virtual const void* output(size_t index) = 0;
 
-  // Run `runs` times over what is in the inputs' memory and time each operator. Never part of run(): a timer costs time.
-  // Outputs are undefined afterwards. EDGEPACK_UNSUPPORTED when the engine can't tell.
+  // Run `runs` times over what is in the inputs' memory and time each operator. Never part of run(): a timer costs
+  // time. Outputs are undefined afterwards. EDGEPACK_UNSUPPORTED when the engine can't tell.
   virtual Status profile(int runs, Profile* profile) = 0;
 };
 
@@ -67,7 +67,6 @@ int64_t steady_ns();
 
 // Adds one timed call to operator `index`, which must be at most one past the last.
 void add_call(Profile* profile, size_t index, const std::string& name, const std::string& type, int64_t ns);
-
 
 // Defined by the backend that is linked. Null when memory ran out.
 std::unique_ptr<Backend> make_backend();

@@ -79,10 +79,11 @@ typedef struct edgepack_tensor {
   edgepack_dtype engine_dtype;             /* another one than `dtype` where values are quantized or cast */
   uint32_t engine_rank;                    /* number of the engine's axes; it may drop axes of size 1 */
   int64_t engine_shape[EDGEPACK_MAX_RANK]; /* the first `engine_rank` are used */
-  uint32_t axes[EDGEPACK_MAX_RANK]; /* the layout, `rank` are used: axis i inside is axis axes[i] of `shape`, before axes
-                                       of size 1 are dropped. 0,1,2,3: as the model has it; 0,2,3,1: NCHW held as NHWC */
-  float scale;                      /* value = (engine's integer - zero_point) * scale; 0: not quantized */
-  int32_t zero_point;               /* 0 where `scale` is 0 */
+  uint32_t
+      axes[EDGEPACK_MAX_RANK]; /* the layout, `rank` are used: axis i inside is axis axes[i] of `shape`, before axes
+                                  of size 1 are dropped. 0,1,2,3: as the model has it; 0,2,3,1: NCHW held as NHWC */
+  float scale;                 /* value = (engine's integer - zero_point) * scale; 0: not quantized */
+  int32_t zero_point;          /* 0 where `scale` is 0 */
 } edgepack_tensor;
 
 /* What a variant is. Pointers are valid until edgepack_close(). */
@@ -137,8 +138,8 @@ edgepack_status edgepack_open(const char* folder, const edgepack_options* option
 /* Close it and free everything. NULL is allowed. */
 void edgepack_close(edgepack_variant* variant);
 
-/* The sentence of the handle's last failed call; "" when there was none. Valid until the handle's next call, by whatever
- * thread: where several share a handle, use edgepack_copy_error(). */
+/* The sentence of the handle's last failed call; "" when there was none. Valid until the handle's next call, by
+ * whatever thread: where several share a handle, use edgepack_copy_error(). */
 const char* edgepack_error(const edgepack_variant* variant);
 
 /* The same sentence, copied to `text` of `size` bytes; cut short where it doesn't fit, always with a NUL when `size` is
