@@ -115,6 +115,21 @@ def run(
 
 
 @cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--variant", required=True, help="Such as ncnn-int8.")
+@click.option("--runs", type=click.IntRange(1, 10000), default=20, help="Timed inferences.", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 256), default=1)
+@click.option("--cores", default="", metavar="4-7,0", help="CPUs to run on.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def profile(bundle: Path, variant: str, runs: int, threads: int, cores: str, as_json: bool) -> None:
+    """Show where one variant of BUNDLE spends its time, operator by operator."""
+    from edgepack import profiling, report
+
+    facts = profiling.profile(bundle, variant, runs=runs, threads=threads, cores=cores)
+    _print(report.document("profile", **facts), as_json, profiling.text(facts))
+
+
+@cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(path: Path, as_json: bool) -> None:
