@@ -230,8 +230,8 @@ class Adb:
         state = states[serial]
         if state != "device":
             usual = (f"is in the state {state!r}", "Start it normally; programs run on it only then.", "EP536")
-            what, hint, id = _STATES.get(state, usual)
-            raise DeviceUnreachable(f"{self.device.name}: {serial} {what}.", hint, id=id)
+            what, hint, code = _STATES.get(state, usual)
+            raise DeviceUnreachable(f"{self.device.name}: {serial} {what}.", hint, id=code)
         self._check_features(serial)
         self._found = serial
         return serial
