@@ -1,7 +1,6 @@
 """The ssh transport against a real sshd on loopback, through a proxy that plants faults."""
 
 import getpass
-import os
 import random
 import socket
 import subprocess
@@ -470,7 +469,7 @@ def test_a_proxy_command_is_not_run(server: sshd.Server, tmp_path: Path) -> None
 
 
 def test_closing_leaves_no_socket_behind(server: sshd.Server) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         transport = transports.connect(server.device())
         transport.run(["true"], 20)
@@ -479,4 +478,4 @@ def test_closing_leaves_no_socket_behind(server: sshd.Server) -> None:
         pass
     time.sleep(0.5)
 
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
