@@ -2,10 +2,11 @@
 
     python benchmarks/upload.py [--megabytes 200] [--runs 5] [--only ssh|adb]
 
-ssh: `scp`, paramiko's own `sftp.put`, edgepack's push, to an sshd with a configuration of its own. adb: `adb push` and
-edgepack's push, to the real adbd of a newer Debian in its own network namespace (as root; see tests/adbd.py). Each figure
-includes connecting (edgepack and paramiko as a whole process would: one new connection a run). Alternating runs, medians,
-and the load average, because other work on the machine comes and goes.
+ssh: `scp`, paramiko's own `sftp.put`, edgepack's push, to an sshd with a configuration of its own. adb: `adb push`
+and edgepack's push, to the real adbd of a newer Debian in its own network namespace (as root; see tests/adbd.py), both
+through the same small proxy, which leads into that namespace. Each figure includes connecting and logging in, scp's
+and adb's also starting a process. Alternating runs, medians, and the load average, because other work on the machine
+comes and goes.
 """
 
 from __future__ import annotations
