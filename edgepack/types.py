@@ -6,6 +6,7 @@ sizes are bytes, durations are seconds unless a name says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -282,3 +283,50 @@ class BundleFile:
     sha256: str
     size: int
     role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One entry of a devices.toml.
+
+    ``target`` is a profile's name or path. ``address`` is ``user@host[:port]`` for ssh, the serial for adb and empty
+    for this machine. ``root`` is the folder on the device ("" = the transport's default; a relative one starts at
+    the login folder). ``options`` are the transport's own.
+    """
+
+    name: str
+    target: str
+    transport: str
+    address: str = ""
+    root: str = ""
+    tags: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What one round trip tells of a device; "", 0 and () stand for what it doesn't say.
+
+    ``machine`` is ``uname -m``; ``libc`` is ``glibc``, ``musl`` or ``bionic``; ``glibcxx`` is like ``3.4.30``.
+    ``clusters`` are (core name, count), slowest first; ``cpus`` are (index, largest kHz, governor); ``temperatures``
+    are (zone type, millidegree Celsius). ``free_bytes``, ``writable`` and ``noexec`` speak of the device's root
+    folder; ``npu`` names a driver; ``clock`` is the device's time in seconds since the epoch.
+    """
+
+    machine: str
+    kernel: str
+    os: str
+    libc: str
+    libc_version: str
+    glibcxx: str
+    cpu_features: tuple[str, ...]
+    clusters: tuple[tuple[str, int], ...]
+    cpus: tuple[tuple[int, int, str], ...]
+    memory_mb: int
+    free_bytes: int
+    temperatures: tuple[tuple[str, int], ...]
+    tools: frozenset[str]
+    writable: bool
+    noexec: bool
+    npu: str
+    clock: int
