@@ -140,7 +140,7 @@ class DeviceSession:
             return before, now
         if damaged := answer.get("damaged"):
             raise DeviceFailed(
-                f"{self.device.name}: the previous version of {model} ({damaged[:12]}) is damaged; it was not switched.",
+                f"{self.device.name}: the previous version of {model} ({damaged[:12]}) is damaged; nothing was changed.",
                 "Deploy its bundle again.",
                 id="EP607",
             )
