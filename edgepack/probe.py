@@ -112,7 +112,7 @@ def parse(text: str, device: str) -> Probe:
     cpus = tuple(
         sorted((int(i), int(khz), governor) for i, khz, governor in (each.split(" ") for each in lines.get("cpu", ())))
     )
-    loaders = dict(each.split(" ", 1) if " " in each else (each, "") for each in lines.get("loader", ()))
+    loaders = {each.partition(" ")[0]: each.partition(" ")[2] for each in lines.get("loader", ())}
     machine = _machine(one("machine"), loaders)
     libc, version = _libc(machine, lines.get("libc", []), loaders, lines.get("library", []))
     return Probe(
@@ -127,7 +127,7 @@ def parse(text: str, device: str) -> Probe:
         cpus=cpus,
         memory_mb=int(one("memory_kb", "0")) // 1024,
         free_bytes=int(one("free_kb", "0")) * 1024,
-        temperatures=tuple((kind, int(value)) for value, _, kind in (t.partition(" ") for t in lines.get("temperature", ()))),
+        temperatures=tuple((t.partition(" ")[2], int(t.partition(" ")[0])) for t in lines.get("temperature", ())),
         tools=frozenset(one("tools").split()),
         writable=one("writable") == "yes",
         noexec=one("noexec") == "yes",
@@ -149,11 +149,12 @@ def profile(found: Probe, name: str) -> str:
         "extends": base,
         "libc": found.libc,
         "libc_version": found.libc_version,
-        "glibcxx": found.glibcxx,
+        "glibcxx": found.glibcxx or ("3.4" if found.libc == "glibc" else ""),  # 3.4: no libstdc++ is promised
         "cpu": core if re.fullmatch(r"(cortex|neoverse)-\w+", core) else "",
         "cpu_features": list(found.cpu_features),
         "clusters": [list(cluster) for cluster in found.clusters],
         "memory_mb": found.memory_mb,
+        "emulator_cpu": "cortex-a76" if arch == "aarch64" and "atomics" in found.cpu_features else "",
     }
     keys = {key: value for key, value in keys.items() if value}
     keys["engines"], absent = _engines(base, keys, name)

@@ -104,7 +104,7 @@ def store(name: str, key: PKey, file: Path | None = None) -> Path:
     scratch.write_text("\n".join(lines) + "\n")
     if file.exists():
         scratch.chmod(stat.S_IMODE(file.stat().st_mode))
-    os.replace(scratch, file)
+    scratch.replace(file)
     return file
 
 

@@ -101,9 +101,9 @@ def _file_error(device: str, what: str, stderr: bytes, code: int) -> DeviceFaile
         "No such file or directory": ("EP623", "Check the path."),
         "nonexistent": ("EP623", "Check the path."),  # dash and busybox say "Directory nonexistent"
     }
-    for words, (id, hint) in known.items():
+    for words, (number, hint) in known.items():
         if words in why:
-            return DeviceFailed(f"{device}: {what}: {why}.", hint, id=id)
+            return DeviceFailed(f"{device}: {what}: {why}.", hint, id=number)
     return DeviceFailed(f"{device}: {what}: {why}.", "")
 
 

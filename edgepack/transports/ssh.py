@@ -6,7 +6,6 @@ paramiko is imported when the link is opened. An object serves one thread at a t
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,7 +68,7 @@ class Ssh:
             with scratch.open("wb") as file:
                 code = self._execute(other_side.pulling(remote), (), file.write, stderr, None)
             other_side.check_pulled(self.device.name, remote, code, stderr.data())
-            os.replace(scratch, local)
+            scratch.replace(local)
         finally:
             scratch.unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ from edgepack.types import Device
 WINDOW = 8 << 20  # bytes the device may send before it waits for us
 PACKET = 1 << 15
 _HOPS = 8
-_TAIL = {
+_UNREACHABLE = {
     errno.ECONNREFUSED: ("refused the connection", "EP503", "Is the ssh server running there, on this port?"),
     errno.EHOSTUNREACH: ("can't be reached: no route to it", "EP505", "Is it switched on, and in this network?"),
     errno.ENETUNREACH: ("can't be reached: no network there", "EP505", "Is it in this network?"),
@@ -138,9 +138,7 @@ class _Clock:
         return time.monotonic() >= self._end - 0.06
 
 
-def _reach(
-    device: Device, host: Settings, clock: _Clock, through: list[Any], depth: int, *, check: bool = True
-) -> Any:
+def _reach(device: Device, host: Settings, clock: _Clock, through: list[Any], depth: int, *, check: bool = True) -> Any:
     """A connection to `host` whose host key is trusted, nobody logged in yet."""
     if depth > _HOPS:
         raise UsageError(f"{device.name}: the jump hosts lead in a circle.", "Check ProxyJump.", id="EP252")
@@ -189,16 +187,18 @@ def _tcp(name: str, host: Settings, clock: _Clock) -> socket.socket:
             continue
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
-    error = next((each for each in failures if each.errno in _TAIL), failures[0])
+    failure = next((each for each in failures if each.errno in _UNREACHABLE), failures[0])
     where = f"{host.host} port {host.port}"
-    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
+    if isinstance(failure, TimeoutError) or failure.errno == errno.ETIMEDOUT:
         raise DeviceUnreachable(
             f"{name}: {where} didn't answer within {clock.seconds:g} s.",
             "It is switched off or in another network, or a firewall drops the packets.",
             id="EP504",
-        ) from error
-    said, id, hint = _TAIL.get(error.errno or 0, (f"can't be reached: {error.strerror or error}", "EP501", ""))
-    raise DeviceUnreachable(f"{name}: {where} {said}.", hint, id=id) from error
+        ) from failure
+    said, code, hint = _UNREACHABLE.get(
+        failure.errno or 0, (f"can't be reached: {failure.strerror or failure}", "EP501", "")
+    )
+    raise DeviceUnreachable(f"{name}: {where} {said}.", hint, id=code) from failure
 
 
 def _resolve(name: str, host: Settings, clock: _Clock) -> list[Any]:
@@ -300,7 +300,6 @@ def _login(device: Device, transport: Any, host: Settings, clock: _Clock) -> Non
     transport.auth_timeout = clock.left()
     offered: list[str] = []
     unusable: list[str] = []
-    allowed: list[str] = []
     try:
         with contextlib.suppress(paramiko.AuthenticationException):
             transport.auth_none(host.user)  # a board without any password; otherwise tells what is allowed
@@ -320,7 +319,6 @@ def _login(device: Device, transport: Any, host: Settings, clock: _Clock) -> Non
         return
     if clock.out() or not transport.is_active():
         raise _login_failure(device, host, clock, offered, transport.saved_exception)
-    del allowed
     if unusable and not offered:
         raise DeviceUnreachable(
             f"{device.name}: no key to log in with as {host.user} at {host.host}: {'; '.join(unusable)}.",
@@ -416,7 +414,7 @@ def _password(device: Device, host: Settings) -> str | None:
     secret = os.environ.get(host.password_env)
     if secret is None:
         raise UsageError(
-            f"{device.name}: the environment variable {host.password_env} is not set; its option password_env names it.",
+            f"{device.name}: its option password_env names {host.password_env}, which is not set.",
             f"Set {host.password_env}, or log in with a key.",
             id="EP251",
         )

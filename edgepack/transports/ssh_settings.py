@@ -112,7 +112,8 @@ def _lookup(config: Path, alias: str) -> Mapping[str, Any]:
         return {}
     try:
         text = "\n".join(_lines(config, config.parent, 0))
-        return paramiko.SSHConfig.from_text(text).lookup(alias)
+        said: Mapping[str, Any] = paramiko.SSHConfig.from_text(text).lookup(alias)
+        return said
     except (OSError, UnicodeDecodeError, paramiko.ssh_exception.ConfigParseError, ImportError, ValueError) as error:
         raise UsageError(f"{config} can't be used: {error}", "Correct it, or set ssh_config.", id="EP252") from error
 
