@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", "-d", "names", multiple=True, metavar="NAME[,NAME]", help="Where to (repeatable).")
@@ -97,8 +98,9 @@ def _line(deployed: dict[str, Any]) -> str:
     if deployed["status"] == "planned":
         return f"{what} would be sent ({amount})"
     previous = deployed["previous"]
+    tests = len(deployed["self_tests"])
     kept = f"; {previous[:12]} is kept for `edgepack rollback`" if previous else ""
-    return f"{what} is active ({amount}, {len(deployed['self_tests'])} self-tests passed){kept}"
+    return f"{what} is active ({amount}, {tests} self-test{'s' * (tests != 1)} passed){kept}"
 
 
 def _print(document: dict[str, Any], as_json: bool, text: str) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +22,9 @@ from typing import Any, Self
 from edgepack import emulator, log, preflight, process
 from edgepack.bundle import Bundle
 from edgepack.device_steps import Answer, Steps
-from edgepack.errors import DeviceFailed, DeviceUnreachable, EdgepackError
+from edgepack.errors import Busy, DeviceFailed, DeviceUnreachable, EdgepackError
 from edgepack.interfaces import Transport
-from edgepack.shipment import NAME, Shipment, ship
+from edgepack.shipment import NAME, Shipment, archive, ship
 from edgepack.types import Completed, Device, Probe, SelfTest
 
 SMALL = 256 << 10  # files up to this many bytes travel together in one tar
@@ -117,6 +118,8 @@ class DeviceSession:
             )
 
         if seen.get("current") == shipment.digest == seen.get("whole"):
+            if seen.get("locked") and not dry_run:
+                self._tidy()
             return ended("unchanged")
         if dry_run:
             state = self._inventory(shipment, self.steps.begin(shipment, lease=0))
@@ -140,7 +143,7 @@ class DeviceSession:
             return before, now
         if damaged := answer.get("damaged"):
             raise DeviceFailed(
-                f"{self.device.name}: the previous version of {model} ({damaged[:12]}) is damaged; nothing was changed.",
+                f"{self.device.name}: the previous version of {model} {damaged[:12]} is damaged. Nothing was changed.",
                 "Deploy its bundle again.",
                 id="EP607",
             )
@@ -170,6 +173,17 @@ class DeviceSession:
         return self.steps.call("harness", argv, timeout=timeout)
 
     @contextlib.contextmanager
+    def run_folder(self, seconds: float) -> Iterator[RunFolder]:
+        """A folder on the device for one run's arrays; holds the device's lock until it is removed again."""
+        folder = RunFolder(self)
+        try:
+            self.steps.lock(LEASE + int(seconds))
+            yield folder
+        finally:
+            with contextlib.suppress(Exception, KeyboardInterrupt):
+                self.steps.release(folder.name)
+
+    @contextlib.contextmanager
     def lock(self, seconds: int) -> Iterator[None]:
         """Hold the device for at most `seconds` (a lease, renewed by `harness`). Raises `Busy`."""
         with self._kept_lock():
@@ -196,6 +210,12 @@ class DeviceSession:
             with contextlib.suppress(Exception, KeyboardInterrupt):
                 self.steps.release()
             raise
+
+    def _tidy(self) -> None:
+        """Clear up after a deploy that was killed between its switch and its end; not while somebody is at work."""
+        with contextlib.suppress(Busy):
+            self.steps.lock(LEASE)
+            self.steps.abandon(LEASE)
 
     def _install(self, shipment: Shipment) -> tuple[int, int]:
         """Send what is missing and put the bundle together; returns the files and bytes that it lacked."""
@@ -284,6 +304,24 @@ class DeviceSession:
             return SelfTest(how="device", passed=False, detail=detail)
         runner = emulator.Emulator(how="device", description=f"on {self.device.name}", digest="", prefix=())
         return emulator.judge(done, runner, shipment.samples)
+
+
+class RunFolder:
+    """A folder on a device, named from a bundle's folder by `path`."""
+
+    def __init__(self, session: DeviceSession) -> None:
+        self.session = session
+        self.name = uuid.uuid4().hex[:12]
+        self.path = f"../../runs/{self.name}"
+
+    def put(self, files: dict[str, bytes]) -> None:
+        """Write files."""
+        named = {f"runs/{self.name}/{name}": content for name, content in files.items()}
+        self.session.steps.receive(LEASE, archive(named.items()))
+
+    def get(self, name: str, local: Path) -> None:
+        """Copy a file from there."""
+        self.session.transport.pull(f"{self.session.steps.root}/runs/{self.name}/{name}", local)
 
 
 def _check_name(model: str) -> None:

@@ -66,8 +66,7 @@ class Steps:
 
     def begin(self, shipment: Shipment, lease: int) -> Answer:
         """Take the lock; ``have`` and ``part`` objects, ``links``, ``free`` KiB. Without a lease: only look."""
-        listing = "".join(f"{sha} {file.size}\n" for sha, file in shipment.objects.items())
-        return self._locking("begin", lease, [], listing.encode(), _size(shipment))
+        return self._locking("begin", lease, [], shipment.listing.encode(), _size(shipment))
 
     def lock(self, lease: int) -> None:
         """Take the lock. Raises `Busy`."""
@@ -79,8 +78,8 @@ class Steps:
 
     def commit(self, lease: int, shipment: Shipment) -> list[str]:
         """Put the bundle together of what arrived; returns the objects that are missing or have other bytes."""
-        argv = [str(lease), shipment.digest]
-        return self._step("commit", argv, shipment.listing.encode(), _size(shipment)).all("missing")
+        argv = [str(lease), shipment.digest, sha256_text(shipment.listing)]
+        return self._step("commit", argv, size=_size(shipment)).all("missing")
 
     def activate(self, lease: int, shipment: Shipment) -> Answer:
         """Switch, remove what nobody needs, give the lock back."""

@@ -63,14 +63,22 @@ class Shipment:
 
     def tar(self, hashes: Iterable[str]) -> bytes:
         """A tar of objects, named as they are stored while they arrive."""
-        stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for sha256 in hashes:
-                content = self.texts[sha256] if sha256 in self.texts else self.local(sha256).read_bytes()
-                entry = tarfile.TarInfo(f"objects/{sha256}.part")
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-        return stream.getvalue()
+        return archive((f"objects/{sha}.part", self._content(sha)) for sha in hashes)
+
+    def _content(self, sha256: str) -> bytes:
+        return self.texts[sha256] if sha256 in self.texts else self.local(sha256).read_bytes()
+
+
+def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar of plain files, which every tar can read."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        size = tar.offset
+    return stream.getvalue()[: size + 1024]  # two blocks of zeros end it; the rest is padding for tape drives
 
 
 def ship(bundle: Bundle, variants: tuple[str, ...] = ()) -> Shipment:

@@ -1,10 +1,10 @@
-# commit LEASE DIGEST, with "SHA256  NAME" lines on stdin: check what arrived and put the bundle together.
+# commit LEASE DIGEST SUMS: check what arrived since `begin` and put the bundle together.
 lease=$1 digest=$2
 cd "$root"
 renew "$lease"
-rm -rf stage "bundles/$digest.new"
-mkdir stage
-cat >stage/sums
+found=$($tool <stage/sums)
+[ "${found%% *}" = "$3" ]
+rm -rf "bundles/$digest.new" stage/arrived stage/bad stage/link
 
 cut -c1-64 stage/sums | sort -u | while read -r sum; do
   if [ ! -f "objects/$sum" ]; then echo "$sum"; fi
@@ -29,12 +29,14 @@ tree=bundles/$digest
 [ -d "$tree" ] || tree=bundles/$digest.new
 mkdir -p "$tree"
 cut -c67- stage/sums | sed -n 's|/[^/]*$||p' | sort -u | (cd "$tree" && xargs -r mkdir -p)
-while read -r sum path; do
+# Of a bundle that is there already (damaged, or from a deploy that was cut short) only what is wrong.
+{ echo none; cut -c67- stage/sums | (cd "$tree" && hashes 2>/dev/null) || :; } >stage/right
+grep -vxFf stage/right stage/sums | while read -r sum path; do
   rm -f stage/file
   ln "objects/$sum" stage/file 2>/dev/null || cp "objects/$sum" stage/file
   case $path in bin/* | lib/*) chmod 755 stage/file ;; esac
   mv -f stage/file "$tree/$path"
-done <stage/sums
+done
 mv -f stage/sums "bundles/$digest.sums"
 flush # the bundle, before its name
 if [ "$tree" != "bundles/$digest" ]; then mv "$tree" "bundles/$digest"; fi

@@ -71,5 +71,5 @@ renew() { # $1: lease in seconds
 
 release() {
   text=$(readlink lock) || text=
-  if [ "${text%%:*}" = "$mine" ]; then rm -f lock; fi
+  if [ "${text%%:*}" = "$mine" ]; then rm -rf stage lock; fi
 }

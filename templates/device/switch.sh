@@ -16,7 +16,8 @@ used() { # is a process running in or from bundles/$1?
 collect() { # remove what no model points to and nobody uses
   here=$(pwd -P)
   rm -rf stage runs lock.*
-  kept=" $(for link in models/*/current models/*/previous; do target "$link"; done | tr '\n' ' ')"
+  kept=" "
+  for link in models/*/current models/*/previous; do kept="$kept$(target "$link") "; done
   for path in bundles/*; do
     [ -e "$path" ] || continue
     file=${path##*/}
