@@ -195,7 +195,7 @@ def check_no_orphans(root: Path) -> None:
     """Nothing in the device's folder that no model needs; no lock, no partial file."""
     linked = {path.readlink().name for path in root.glob("models/*/*")}
     wanted = {"objects", "bundles", "models"}
-    assert {path.name for path in root.iterdir()} == wanted
+    assert sorted(path.name for path in root.iterdir()) == sorted(wanted)
     assert {path.name for path in (root / "bundles").iterdir()} == linked | {f"{digest}.sums" for digest in linked}
     hashes = {line[:64] for path in (root / "bundles").glob("*.sums") for line in path.read_text().splitlines()}
     assert {path.name for path in (root / "objects").iterdir()} == hashes

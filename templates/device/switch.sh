@@ -16,6 +16,9 @@ used() { # is a process running in or from bundles/$1?
 collect() { # remove what no model points to and nobody uses
   here=$(pwd -P)
   rm -rf stage runs lock.*
+  for path in .edgepack-probe-*; do # of a probe that was killed
+    [ -d "/proc/${path##*-}" ] || rm -f "$path"
+  done
   kept=" "
   for link in models/*/current models/*/previous; do kept="$kept$(target "$link") "; done
   for path in bundles/*; do
