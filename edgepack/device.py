@@ -68,6 +68,7 @@ class DeviceSession:
         self.self_test_seconds = self_test_seconds
         self.steps = Steps(device, transport)
         self.digest = ""
+        self.stopped = False
 
     @classmethod
     def open(cls, device: Device, *, self_test_seconds: float = SELF_TEST_SECONDS) -> Self:
@@ -85,6 +86,12 @@ class DeviceSession:
     def close(self) -> None:
         """Let go of the connection."""
         self.transport.close()
+
+    def stop(self) -> None:
+        """Let a deploy in another thread end soon: its link is cut, and it does not try again."""
+        self.stopped = True
+        with contextlib.suppress(Exception):
+            self.transport.close()
 
     @cached_property
     def probe(self) -> Probe:
@@ -231,7 +238,7 @@ class DeviceSession:
                 if not (wrong := self.steps.commit(lease, shipment)):
                     return lacked
             except DeviceUnreachable as error:
-                if not left:
+                if not left or self.stopped:
                     raise
                 log.warn(f"{error.message} Trying again.")
                 time.sleep(1)

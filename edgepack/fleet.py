@@ -55,14 +55,20 @@ def deploy(
 ) -> list[Outcome]:
     """Deploy to every device; outcomes in the order of `devices`. Raises nothing for what a device does."""
 
+    sessions: list[DeviceSession] = []
+
     def one(device: Device) -> Deployed:
         with DeviceSession.open(device, self_test_seconds=self_test_seconds) as session:
+            sessions.append(session)
             return session.deploy(bundle, variants, dry_run=dry_run)
 
     digest = ship(bundle, variants).digest
-    if dry_run:
-        return run(devices, one, None, jobs=jobs)
-    return run(devices, one, Journal(digest, resume=resume), jobs=jobs)
+    try:
+        return run(devices, one, None if dry_run else Journal(digest, resume=resume), jobs=jobs)
+    except BaseException:  # ctrl-C: the threads end with their links
+        for session in sessions:
+            session.stop()
+        raise
 
 
 class Journal:

@@ -493,6 +493,18 @@ def test_a_refused_bundle_reaches_no_disk(make, root: Path) -> None:
     assert opened.transport.calls == 1 and not root.exists()
 
 
+def test_small_files_of_a_device_are_read_and_written(root: Path, tmp_path: Path) -> None:
+    opened = session(root)
+    governor = tmp_path / "scaling_governor"
+    governor.write_text("schedutil\n")
+
+    assert opened.write(str(governor), "performance") and not opened.write("/proc/no/such", "x")
+    assert opened.read([str(tmp_path / "no"), str(governor), "/proc/version"]) == {
+        str(governor): "performance",
+        "/proc/version": Path("/proc/version").read_text().rstrip("\n"),
+    }
+
+
 def test_the_command_line_deploys_runs_rolls_back_and_tells_each_device(edgepack, make, tmp_path: Path) -> None:
     import numpy as np
 
