@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgepack import __version__
+from edgepack import __version__, cli_bench
 
 if TYPE_CHECKING:
     from edgepack.plan import BuildPlan
@@ -176,6 +176,9 @@ def demo(target: str, output: Path, as_json: bool) -> None:
     _print(report.build_document(result), as_json, report.table(result) + text)
     if result.bundle is None:
         _fail(3)
+
+
+cli.add_command(cli_bench.bench)
 
 
 def main() -> None:
