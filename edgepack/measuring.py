@@ -246,14 +246,14 @@ def _block(program: int, output: list[str], before: State, after: State) -> Bloc
         elif line.startswith("exit "):
             code = int(line[5:])
         elif line.startswith("stderr "):
-            stderr.append(line[7:].removeprefix("edgepack: "))
+            stderr.append(line[7:])
         elif record := _record(line):
             wrong += record["type"] == "golden" and record.get("status") != "ok"
             records[record["type"]] = record
     error = ""
     if code != 0 or records.get("end", {}).get("status") != "ok":
         ended = process.describe_exit(128 - code if code is not None and code > 128 else code or 0)
-        error = f"the harness ended with {ended}: {stderr[-1] if stderr else 'it said nothing'}"
+        error = f"the harness ended with {ended}: {_last_words(stderr)}"
     if wrong:
         error = "its outputs differ from the golden ones by more than the bound"
     elif not error and not samples:
@@ -278,3 +278,9 @@ def _record(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and "type" in record else None
+
+
+def _last_words(stderr: list[str]) -> str:
+    """The harness's own sentence, else its engine's last line."""
+    own = [line.removeprefix("edgepack: ") for line in stderr if line.startswith("edgepack: ")]
+    return (own or [line for line in stderr if line.strip()] or ["it said nothing"])[-1]

@@ -178,7 +178,7 @@ block() { # INDEX [COUNT ARGV...]...
   wait "$child"
   child=
   rm -f "$own.child"
-  [ ! -s "$own.stderr" ] || tail -n 3 "$own.stderr" | sed 's/^/stderr /'
+  [ ! -s "$own.stderr" ] || tail -n 20 "$own.stderr" | sed 's/^/stderr /'
 }
 look
 for which in $order; do
