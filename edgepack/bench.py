@@ -88,7 +88,7 @@ def bench(
     started = time.monotonic()
     cases = _cases(bundle, variants, threads)
     mask = mask_of(cores, place.probe)
-    plan = _Plan(place=place, cases=cases, min_time=min_time, mask=mask)
+    plan = Plan(place=place, cases=cases, min_time=min_time, mask=mask)
     attempts: list[Attempt] = []
     start_heat: int | None = None
     while True:
@@ -118,7 +118,7 @@ def bench(
 
 
 @dataclass(kw_only=True)
-class _Plan:
+class Plan:
     """Which blocks, in which order, by how many round trips."""
 
     place: Place
@@ -143,21 +143,6 @@ class _Plan:
         """A quarter more than it takes, for what turns out to be warm-up."""
         return 0.0 if self.emulated else 1.25 * self.min_time / (2 * self.rounds)
 
-    def order(self) -> list[tuple[int, int]]:
-        """(round, case) of every block: a round runs all cases and then all backwards.
-
-        Which case comes first changes from round to round like the Thue-Morse sequence, so that what is left of a
-        drift that isn't straight favours none.
-        """
-        everything = []
-        for turn in range(self.rounds):
-            shift = (turn // 2) % len(self.cases)
-            row = [(shift + i) % len(self.cases) for i in range(len(self.cases))]
-            if turn.bit_count() % 2:
-                row.reverse()
-            everything += [(turn, case) for case in (row if self.emulated else row + row[::-1])]
-        return everything
-
     def program(self, case: Case) -> tuple[str, ...]:
         """The words that run the harness once."""
         runs = 1 if self.emulated else -(-LEAST_RUNS // (2 * self.rounds)) + 1
@@ -171,7 +156,7 @@ class _Plan:
     def run(self, cool: tuple[int, int]) -> Attempt:
         """Measure everything once; cases that fail are left out from then on."""
         attempt = Attempt()
-        pending = self.order()
+        pending = interleaved(len(self.cases), self.rounds, once=self.emulated)
         total = position = 0
         per_block = self.block_seconds / SHORTEST_RUN * 6 + 1500
         while pending:
@@ -238,6 +223,21 @@ class _Plan:
             steady = sum(sum(b.samples[stats.steady_start(b.samples) :]) for _, turn, b in blocks) / 1e9
             if steady < self.min_time / 2:
                 attempt.doubts.append(f"only {steady:.1f} of {self.min_time:g} s of {self.cases[case]} were steady")
+
+
+def interleaved(cases: int, rounds: int, *, once: bool = False) -> list[tuple[int, int]]:
+    """(round, case) of every block: a round runs all cases and then (unless `once`) all backwards.
+
+    Which case comes first changes from round to round like the Thue-Morse sequence, so that what is left of a drift
+    that isn't straight favours none.
+    """
+    everything = []
+    for turn in range(rounds):
+        row = [(turn // 2 + i) % cases for i in range(cases)]
+        if turn.bit_count() % 2:
+            row.reverse()
+        everything += [(turn, case) for case in (row if once else row + row[::-1])]
+    return everything
 
 
 def round_medians(attempt: Attempt, cases: Sequence[int]) -> stats.Floats:
@@ -313,7 +313,7 @@ def _tell_stuck(place: Place, attempts: Sequence[Attempt]) -> None:
 # --- from blocks to figures -----------------------------------------------------------------------------------------
 
 
-def _figures(plan: _Plan, bundle: Bundle, attempts: Sequence[Attempt], cores: str) -> Iterator[Measurement]:
+def _figures(plan: Plan, bundle: Bundle, attempts: Sequence[Attempt], cores: str) -> Iterator[Measurement]:
     attempt, place = attempts[-1], plan.place
     good = [index for index in range(len(plan.cases)) if index not in attempt.errors]
     files = {file["path"]: file["sha256"] for file in bundle.manifest["files"]}
@@ -407,7 +407,7 @@ def statistics(blocks: Sequence[MeasuredBlock], warm_rounds: int) -> dict[str, A
     }
 
 
-def _compare(plan: _Plan, attempt: Attempt, good: Sequence[int]) -> dict[int, list[tuple[int, stats.Comparison]]]:
+def _compare(plan: Plan, attempt: Attempt, good: Sequence[int]) -> dict[int, list[tuple[int, stats.Comparison]]]:
     """Each case with each other one, in both directions; the level is shared by all pairs (Bonferroni)."""
     table = round_medians(attempt, good)[:, attempt.warm_rounds :]
     pairs = len(good) * (len(good) - 1) // 2
