@@ -114,7 +114,7 @@ change() { # FILE VALUE
   first "$1" || return 1
   [ "$line" != "$2" ] || return 0
   printf '%s %s %s\n' "${1#"$prefix"}" "$2" "$line" >>"$journal" || return 1
-  { printf '%s' "$2" >"$1"; } 2>/dev/null
+  { printf '%s\n' "$2" >"$1"; } 2>/dev/null
   first "$1"
   [ "$line" = "$2" ]
 }

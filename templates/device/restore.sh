@@ -7,6 +7,7 @@ first() { line=; read -r line 2>/dev/null <"$1"; }
 started() { # when a process started: field 22 of stat, where field 2, the name, may hold anything
   first "/proc/$1/stat" || return 1
   set -- ${line##*) }
+  [ "$1" != Z ] || return 1 # ended, although its parent hasn't asked yet
   eval "when=\${20}"
 }
 if [ -n "$pid" ]; then
@@ -35,7 +36,7 @@ while read -r file set before; do
   fi
   first "$prefix$file"
   [ "$line" = "$set" ] || echo "moved $file $line"
-  { printf '%s' "$before" >"$prefix$file"; } 2>/dev/null
+  { printf '%s\n' "$before" >"$prefix$file"; } 2>/dev/null
   first "$prefix$file"
   if [ "$line" = "$before" ]; then echo "restored $file $before"; else echo "stuck $file $line"; fi
 done <"$journal"
