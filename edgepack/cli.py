@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgepack import __version__, cli_deploy, cli_devices
+from edgepack import __version__, cli_bench, cli_deploy, cli_devices
 
 if TYPE_CHECKING:
     from edgepack.plan import BuildPlan
@@ -178,6 +178,7 @@ def demo(target: str, output: Path, as_json: bool) -> None:
         _fail(3)
 
 
+cli.add_command(cli_bench.bench)
 cli.add_command(cli_deploy.deploy)
 cli.add_command(cli_deploy.rollback)
 cli.add_command(cli_devices.devices)

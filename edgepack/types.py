@@ -330,3 +330,59 @@ class Probe:
     noexec: bool
     npu: str
     clock: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredBlock:
+    """One process of a measurement: its timed runs in ns, of which the first `warmup` don't count.
+
+    ``position`` counts the blocks of all variants in the order in which they ran, ``round`` the ABBA rounds.
+    """
+
+    position: int
+    round: int
+    warmup: int
+    samples_ns: tuple[int, ...]
+    load_ns: int | None
+    first_ns: int | None
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One figure with all that is needed to understand it; one line of results.jsonl.
+
+    ``session`` is shared by what was measured interleaved; only these may be compared. ``how`` is ``native`` or
+    ``emulated``; an emulated figure has no rank. What ``valid`` is false for, ``reason`` says. ``statistics`` and
+    ``comparisons`` follow from the blocks of the session's records.
+    """
+
+    schema: int
+    time: str
+    session: str
+    edgepack: str
+    model: str
+    bundle: str
+    target: str
+    variant: str
+    engine: str
+    engine_version: str
+    precision: str
+    threads: int
+    cores: str
+    allowed_cpus: str
+    harness_sha256: str
+    model_sha256: str
+    device: Mapping[str, Any]
+    how: str
+    emulator: str
+    conditions: Mapping[str, Any]
+    blocks: tuple[MeasuredBlock, ...]
+    warmup_rounds: int
+    statistics: Mapping[str, Any]
+    comparisons: tuple[Mapping[str, Any], ...]
+    rank: int | None
+    valid: bool
+    reason: str
+    attempts: tuple[str, ...]
+    notes: tuple[str, ...]
