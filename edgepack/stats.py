@@ -1,0 +1,160 @@
+"""Percentiles, intervals and comparisons that hold for latencies: skewed, with spikes, drifting, not independent.
+
+Nothing here assumes a normal distribution. Where samples that follow each other resemble each other (they always
+do), the unit of evidence is a *block*: one run of a harness, of which only the median counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+COVERAGE = 0.95  # of the interval beside a median
+LEVEL = 0.01  # chance that two equal variants are called different
+LEAST = 0.01  # differences below 1 % are called a tie: no user would act on them
+UNSTEADY = math.log(1.05)
+
+
+def samples_needed(quantile: float, confidence: float = 0.95) -> int:
+    """How many samples a quantile needs: 29 for p90, 59 for p95, 299 for p99 (at 95 %).
+
+    The smallest n of which the largest sample is at or above the quantile with `confidence`: ``1 - q^n``. With fewer,
+    the sample may well hold nothing of the tail that the percentile speaks of. (Wilks, "Determination of sample
+    sizes for setting tolerance limits", 1941; MLPerf's early stopping uses the same argument.)
+    """
+    if not 0 < quantile < 1:
+        raise ValueError("a quantile is between 0 and 1")
+    return math.ceil(math.log(1 - confidence) / math.log(quantile))
+
+
+def percentile(samples: Sequence[int] | npt.NDArray[Any], quantile: float) -> int | None:
+    """The sample at `quantile`, or None where the samples are too few to speak of it.
+
+    One of the samples, never a mix of two: the inverse of the empirical distribution function (definition 1 of
+    Hyndman & Fan, "Sample quantiles in statistical packages", 1996). The median needs one sample only.
+    """
+    n = len(samples)
+    if n == 0 or (quantile > 0.5 and n < samples_needed(quantile)):
+        return None
+    return int(np.partition(np.asarray(samples), (k := max(math.ceil(quantile * n - 1e-9), 1) - 1))[k])
+
+
+def quantile_interval(
+    samples: Sequence[float] | npt.NDArray[Any], quantile: float = 0.5, coverage: float = COVERAGE
+) -> tuple[float, float, float] | None:
+    """(low, high, its coverage) for the quantile of what independent `samples` were drawn from; None: too few.
+
+    Two of the samples; which, says the binomial distribution, whatever the samples' own is (David & Nagaraja, "Order
+    Statistics", 2003, section 7.1). At most ``(1 - coverage) / 2`` lies beyond either end.
+    """
+    ordered = np.sort(np.asarray(samples, np.float64))
+    n, tail = len(ordered), (1 - coverage) / 2
+    below = _binomial_cdf(n, quantile)  # below[k] = P(at most k samples are below the quantile)
+    low = int(np.searchsorted(below, tail, side="right"))  # P(at most low - 1) <= tail
+    high = int(np.searchsorted(below, 1 - tail - 1e-12)) + 1  # P(at most high - 1) >= 1 - tail
+    if n == 0 or low < 1 or high > n:
+        return None
+    return float(ordered[low - 1]), float(ordered[high - 1]), float(below[high - 1] - below[low - 1])
+
+
+def steady_start(samples: Sequence[int] | npt.NDArray[Any], width: int = 5) -> int:
+    """How many of the first samples are warm-up: at most half of them.
+
+    The first place from which the median of `width` samples is within 5 % of the median of the second half. A spike
+    is no warm-up (it doesn't move a median of five), so the tail of the distribution stays.
+    """
+    values = np.asarray(samples, np.float64)
+    half = len(values) // 2
+    if half < width:
+        return 0
+    level = math.log(max(float(np.median(values[half:])), 1.0))
+    windows = np.lib.stride_tricks.sliding_window_view(values[: half + width - 1], width)
+    near = np.abs(np.log(np.maximum(np.median(windows, axis=1), 1.0)) - level) <= UNSTEADY
+    return int(np.argmax(near)) if near.any() else half
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How long B takes relative to A: `ratio` with an interval. ``verdict`` speaks of B: faster, slower or tie."""
+
+    ratio: float
+    low: float
+    high: float
+    level: float
+    verdict: str
+
+
+def compare(a: Sequence[float], b: Sequence[float], *, level: float = LEVEL, least: float = LEAST) -> Comparison:
+    """Compare two variants by their blocks: ``a[i]`` and ``b[i]`` are log-medians of round i, measured interleaved.
+
+    A round holds both variants forwards and backwards (A B B A), its two blocks of a variant averaged, so that a
+    drift that is straight over the round cancels exactly. Centre and interval are those of Wilcoxon's signed ranks:
+    the median of the means of any two rounds (Hodges & Lehmann, "Estimates of location based on rank tests", 1963)
+    and order statistics of these means (Hollander & Wolfe, "Nonparametric Statistical Methods", section 3.3). They
+    hold for any symmetric distribution of a round's log-ratio (swapping two equal variants makes it symmetric); a
+    spike weighs no more than its rank. Different is what the interval, of coverage ``1 - level``, says *and* differs
+    by at least `least`.
+    """
+    differences = np.asarray(b, np.float64) - np.asarray(a, np.float64)
+    n = len(differences)
+    i, j = np.triu_indices(n)
+    walsh = np.sort((differences[i] + differences[j]) / 2)
+    tails = np.cumsum(_signed_rank_counts(n)) / 2.0**n
+    outside = int(np.searchsorted(tails, level / 2, side="right"))  # P(W < outside) <= level / 2
+    centre = float(np.median(walsh)) if n else 0.0
+    if n == 0 or outside == 0:
+        low, high = -math.inf, math.inf
+    else:
+        low, high = float(walsh[outside - 1]), float(walsh[len(walsh) - outside])
+    verdict = "tie"
+    if centre >= math.log1p(least) and low > 0:
+        verdict = "slower"
+    elif centre <= -math.log1p(least) and high < 0:
+        verdict = "faster"
+    return Comparison(ratio=math.exp(centre), low=math.exp(low), high=math.exp(high), level=level, verdict=verdict)
+
+
+def rounds_needed(pairs: int, level: float = LEVEL) -> int:
+    """How many rounds a comparison needs so that one of `pairs` can be called different at all, with some to spare."""
+    return max(12, math.ceil(math.log2(2 * max(pairs, 1) / level)) + 3)
+
+
+def round_factors(blocks: npt.NDArray[Any]) -> Floats:
+    """How much slower than usual each round was; `blocks` are log-medians [cases, rounds], the result is [rounds].
+
+    The same work is done in every round, so this is the canary: heat and other programs slow all cases alike.
+    """
+    usual = np.median(blocks, axis=1, keepdims=True)
+    factors: Floats = np.exp(np.median(blocks - usual, axis=0))
+    return factors
+
+
+def drift(factors: npt.NDArray[Any]) -> float:
+    """The last third of the rounds against the first third, as a ratio."""
+    third = max(len(factors) // 3, 1)
+    return float(np.median(factors[-third:]) / np.median(factors[:third]))
+
+
+def _binomial_cdf(n: int, p: float) -> Floats:
+    """P(X <= k) for k = 0..n."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    k = np.arange(n + 1)
+    mass = np.exp(logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p))
+    cdf: Floats = np.minimum(np.cumsum(mass), 1.0)
+    return cdf
+
+
+def _signed_rank_counts(n: int) -> Floats:
+    """In how many of the 2^n ways to give the ranks 1..n signs, the positive ones sum to 0, 1, 2 ..."""
+    counts = np.zeros(n * (n + 1) // 2 + 1)
+    counts[0] = 1
+    for rank in range(1, n + 1):
+        counts[rank:] += counts[:-rank].copy()
+    return counts
