@@ -7,7 +7,6 @@
 #include <new>
 
 #include "edgepack/backend.h"
-#include "memory.h"
 #include "shared_library.h"
 
 namespace edgepack {
@@ -94,8 +93,7 @@ struct Api {
   LiteRtStatus (*create_buffer)(EnvironmentT*, const RankedTensorType*, void*, TensorBufferT**);
   void (*destroy_buffer)(TensorBufferT*);
   LiteRtStatus (*packed_size)(TensorBufferT*, size_t*);
-  LiteRtStatus (*lock)(TensorBufferT*, void**, int);
-  LiteRtStatus (*unlock)(TensorBufferT*);
+  LiteRtStatus (*host_memory)(TensorBufferT*, void**);
   LiteRtStatus (*run)(CompiledModelT*, size_t, size_t, TensorBufferT**, size_t, TensorBufferT**);
   LiteRtStatus (*get_profiler)(CompiledModelT*, ProfilerT**);
   LiteRtStatus (*start_profiler)(ProfilerT*);
@@ -129,8 +127,7 @@ struct Api {
     EDGEPACK_TRY(library.find("LiteRtCreateManagedTensorBufferFromRequirements", &create_buffer));
     EDGEPACK_TRY(library.find("LiteRtDestroyTensorBuffer", &destroy_buffer));
     EDGEPACK_TRY(library.find("LiteRtGetTensorBufferPackedSize", &packed_size));
-    EDGEPACK_TRY(library.find("LiteRtLockTensorBuffer", &lock));
-    EDGEPACK_TRY(library.find("LiteRtUnlockTensorBuffer", &unlock));
+    EDGEPACK_TRY(library.find("LiteRtGetTensorBufferHostMemory", &host_memory));
     EDGEPACK_TRY(library.find("LiteRtCompiledModelGetProfiler", &get_profiler));
     EDGEPACK_TRY(library.find("LiteRtStartProfiler", &start_profiler));
     EDGEPACK_TRY(library.find("LiteRtStopProfiler", &stop_profiler));
@@ -151,12 +148,10 @@ constexpr TfLiteType kTypes[] = {
     {11, EDGEPACK_FLOAT64}, {13, EDGEPACK_UINT64}, {16, EDGEPACK_UINT32}, {17, EDGEPACK_UINT16},
 };
 
-// One side of the model: the engine's buffers in the signature's order, our memory in the descriptor's.
+// One side of the model: the engine's buffers in the signature's order, and their memory in the descriptor's.
 struct Side {
   std::vector<TensorBufferT*> buffers;
-  std::vector<size_t> order;  // the descriptor's tensor i is the signature's order[i]
-  std::vector<Buffer> memory;
-  std::vector<size_t> bytes;
+  std::vector<void*> memory;  // the engine reads and writes it in place: nothing is copied in a run
 };
 
 class LiteRt final : public Backend {
@@ -191,11 +186,11 @@ class LiteRt final : public Backend {
     return connect(signature, descriptor.outputs, false, &outputs_);
   }
 
-  void* input(size_t index) override { return inputs_.memory[index].data(); }
+  void* input(size_t index) override { return inputs_.memory[index]; }
 
   Status run() override { return run(compiled_); }
 
-  const void* output(size_t index) override { return outputs_.memory[index].data(); }
+  const void* output(size_t index) override { return outputs_.memory[index]; }
 
   std::string library() const override { return library_.path(); }
 
@@ -209,19 +204,10 @@ class LiteRt final : public Backend {
   }
 
  private:
-  enum Access { kRead = 0, kWrite = 1 };
-
   Status run(CompiledModelT* compiled) {
-    for (size_t i = 0; i < inputs_.order.size(); ++i) {
-      EDGEPACK_TRY(copy(inputs_.buffers[inputs_.order[i]], inputs_.memory[i].data(), inputs_.bytes[i], kWrite));
-    }
-    EDGEPACK_TRY(done(api_.run(compiled, 0, inputs_.buffers.size(), inputs_.buffers.data(), outputs_.buffers.size(),
-                               outputs_.buffers.data()),
-                      "run the model"));
-    for (size_t i = 0; i < outputs_.order.size(); ++i) {
-      EDGEPACK_TRY(copy(outputs_.buffers[outputs_.order[i]], outputs_.memory[i].data(), outputs_.bytes[i], kRead));
-    }
-    return ok();
+    return done(api_.run(compiled, 0, inputs_.buffers.size(), inputs_.buffers.data(), outputs_.buffers.size(),
+                         outputs_.buffers.data()),
+                "run the model");
   }
 
   Status timed_runs(CompiledModelT* compiled, int runs, Profile* profile) {
@@ -294,9 +280,7 @@ class LiteRt final : public Backend {
     size_t count = 0;
     EDGEPACK_TRY(done((in ? api_.count_inputs : api_.count_outputs)(signature, &count), "count the tensors"));
     side->buffers.assign(count, nullptr);
-    side->order.assign(tensors.size(), count);
-    side->memory.resize(tensors.size());
-    for (const Tensor& tensor : tensors) side->bytes.push_back(tensor.engine_bytes);
+    side->memory.assign(tensors.size(), nullptr);
     for (size_t index = 0; index < count; ++index) {
       TensorT* found = nullptr;
       const char* tensor_name = nullptr;
@@ -310,16 +294,14 @@ class LiteRt final : public Backend {
       for (size_t i = 0; i < tensors.size(); ++i) {
         if (tensors[i].engine_name != tensor_name && tensors[i].engine_name != signature_name) continue;
         EDGEPACK_TRY(check(tensors[i], type, side->buffers[index]));
-        side->order[i] = index;
+        EDGEPACK_TRY(done(api_.host_memory(side->buffers[index], &side->memory[i]), "show a tensor's memory"));
       }
     }
     for (size_t i = 0; i < tensors.size(); ++i) {
-      if (side->order[i] == count) {
+      if (side->memory[i] == nullptr) {
         return {EDGEPACK_ENGINE_ERROR, "the model has no tensor " + printable(tensors[i].engine_name)};
       }
-      if (!side->memory[i].allocate(tensors[i].engine_bytes)) {
-        return {EDGEPACK_OUT_OF_MEMORY, "no memory for " + printable(tensors[i].name)};
-      }
+      std::memset(side->memory[i], 0, tensors[i].engine_bytes);
     }
     if (!in || count == tensors.size()) return ok();
     return {EDGEPACK_ENGINE_ERROR,
@@ -347,17 +329,6 @@ class LiteRt final : public Backend {
                                          std::to_string(tensor.engine_bytes)};
     }
     return {EDGEPACK_ENGINE_ERROR, printable(tensor.engine_name) + " has a type that edgepack can't handle"};
-  }
-
-  Status copy(TensorBufferT* buffer, void* memory, size_t bytes, Access access) {
-    void* mapped = nullptr;
-    EDGEPACK_TRY(done(api_.lock(buffer, &mapped, access), "lock a tensor"));
-    if (access == kWrite) {
-      std::memcpy(mapped, memory, bytes);
-    } else {
-      std::memcpy(memory, mapped, bytes);
-    }
-    return done(api_.unlock(buffer), "unlock a tensor");
   }
 
   static Status done(LiteRtStatus status, const std::string& what) {

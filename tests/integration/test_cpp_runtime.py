@@ -159,7 +159,7 @@ def test_nan_in_an_output_fails_and_is_valid_json(build: Path, work: Path) -> No
     code, lines, _ = harness(build, "self-test", "--variant", work / "variant", "--golden", work / "golden")
 
     assert code == 1
-    assert lines[1]["finite"] is False and lines[1]["status"] == "failed"
+    assert lines[2]["finite"] is False and lines[2]["status"] == "failed" and lines[2]["cosine"] is None
 
 
 @pytest.mark.parametrize(
