@@ -25,10 +25,9 @@ has no integer kernel: only its weights are stored as int8.
 What rounding the weights does to the mean of each output channel is taken out of the bias (Nagel et al. 2019,
 arXiv:1906.04721, section 4.2, with measured means).
 
-Ranges are gathered sample by sample into histograms whose range doubles as needed, so memory doesn't grow with
-the number of samples (onnxruntime's own percentile calibrator keeps every activation: 4 GB for 64 photographs). The
-range of the least squared error is best for most models, but far off for some (a text encoder needs the whole range),
-so where it doesn't give a good result on the calibration samples, others are tried.
+Ranges come from one streaming pass (`activations`; onnxruntime's own percentile calibrator keeps every activation: 4 GB
+for 64 photographs). The range of the least squared error is best for most models, but far off for some (a text
+encoder needs the whole range), so where it doesn't give a good result on the calibration samples, others are tried.
 """
 
 import json
@@ -43,12 +42,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+sys.path.insert(0, str(Path(__file__).parent))
+from activations import Seen
+
 RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
 JUDGED = 64  # calibration samples that decide between them
-GOOD = 20.0  # dB; from here on the differences between ranges are chance
+GOOD = 25.0  # dB; from here on the differences between ranges are chance
 CLEARLY = 0.5  # dB by which a later rule must be better
-BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
-PICKED = 1 << 14  # values of one tensor and sample that enter the histogram; minimum and maximum see all
 TINY = 1e-8  # a range below this is a dead tensor or channel: nothing but zeros is ever seen
 TABLE = 1024  # values; a smaller table isn't worth a DequantizeLinear
 
@@ -324,7 +324,7 @@ class Plan:
                 return 1 if reader.op_type == "Conv" else self.rank[name] - 1
         return None
 
-    def bias(self, node: onnx.NodeProto, seen: dict[str, "Seen"]) -> np.ndarray | None:
+    def bias(self, node: onnx.NodeProto, seen: dict[str, Seen]) -> np.ndarray | None:
         """The addend of a Conv or Gemm, less what rounding its weights adds to each output on average."""
         if node.name not in self.layers or node.op_type not in ("Conv", "Gemm"):
             return None
@@ -372,7 +372,7 @@ def scale_of(low: float, high: float) -> Scale:
     return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
-def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, "Seen"]) -> onnx.ModelProto:
+def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, Seen]) -> onnx.ModelProto:
     """The model with its pairs."""
     arrays: dict[str, np.ndarray] = {}
     scales = {name: scale_of(*ranges[plan.root(name)]) for name in plan.quantized}
@@ -477,7 +477,7 @@ def used_inside(nodes) -> set[str]:
 # Samples ------------------------------------------------------------------------------------------------------
 
 
-def calibrate(plan: Plan, samples: Path, scratch: Path) -> tuple[dict[str, "Seen"], list[list[np.ndarray]]]:
+def calibrate(plan: Plan, samples: Path, scratch: Path) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
     """What is seen of every activation to be quantized, and the outputs of the first samples."""
     seen = {name: Seen(name, plan.channels(name)) for name in plan.quantized}
     asked = list(dict.fromkeys([*plan.outputs, *(name for name in seen if name not in plan.inputs)]))
@@ -516,97 +516,6 @@ def signal_to_noise(made: Path, samples: Path, wanted: list[list[np.ndarray]]) -
                 noise[index] += np.square(value.astype(np.float64) - got).sum()
     ratios = 10.0 * np.log10(np.maximum(signal, 1e-30) / noise)
     return float(ratios[signal > 0.0].min()) if (signal > 0.0).any() else 0.0
-
-
-class Seen:
-    """What calibration saw of one tensor: counts of values in equal bins over [-limit, limit), and channel means.
-
-    `limit` is a power of two that doubles as needed.
-    """
-
-    def __init__(self, name: str, axis: int | None) -> None:
-        self.name, self.axis = name, axis
-        self.lowest, self.highest = math.inf, -math.inf
-        self.limit = 0.0
-        self.counts = np.zeros(2 * BINS, np.int64)
-        self.means: np.ndarray | None = None
-        self.samples = 0
-
-    def add(self, values: np.ndarray) -> None:
-        """Count the values of one sample."""
-        flat = values.ravel()
-        if not flat.size:
-            return
-        lowest, highest = float(flat.min()), float(flat.max())
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            raise SystemExit(
-                f"a calibration sample makes the model compute NaN or infinity in {self.name}: it can't be quantized"
-            )
-        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
-        self._cover(max(abs(lowest), abs(highest)))
-        step = -(-flat.size // PICKED)
-        while math.gcd(step, flat.size) != 1 and step < flat.size:  # else it meets the same channels each time
-            step += 1
-        index = ((flat[::step] + np.float32(self.limit)) * np.float32(BINS / self.limit)).astype(np.int32)
-        self.counts += np.bincount(np.clip(index, 0, 2 * BINS - 1), minlength=2 * BINS)
-        if self.axis is not None:
-            means = values.mean(axis=tuple(i for i in range(values.ndim) if i != self.axis)).astype(np.float64)
-            self.means = means if self.means is None else self.means + means
-            self.samples += 1
-
-    def mean(self) -> np.ndarray | None:
-        """The mean of each channel over all samples; None where nobody asked for it."""
-        return None if self.means is None else self.means / self.samples
-
-    def _cover(self, largest: float) -> None:
-        if not self.limit:
-            self.limit = 2.0 ** math.ceil(math.log2(max(largest, 1e-30)) + 1e-9)
-        while largest > self.limit:
-            half = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts = np.pad(half, BINS // 2)
-            self.limit *= 2.0
-
-    def range(self, share: float | None) -> tuple[float, float]:
-        """Lowest and highest value, without the share of values at the two ends together; None: of least error."""
-        total = self.counts.sum()
-        if not total:
-            return 0.0, 0.0
-        if share is None:
-            return self._least_error()
-        if share == 0.0:
-            return self.lowest, self.highest
-        below = np.cumsum(self.counts)
-        width = self.limit / BINS
-        first = int(np.searchsorted(below, total * share / 2, side="right"))
-        last = int(np.searchsorted(below, total * (1.0 - share / 2), side="left"))
-        return max(self.lowest, first * width - self.limit), min(self.highest, (last + 1) * width - self.limit)
-
-    def _least_error(self) -> tuple[float, float]:
-        """The range with the least squared error: a twelfth of a step squared inside, the way to the edge outside.
-
-        Zeros (half of what a Relu gives) have no error in any range.
-        """
-        width = self.limit / BINS
-        places = (np.arange(2 * BINS) + 0.5) * width - self.limit
-        counts = self.counts.astype(np.float64)
-        counts[BINS] *= self.lowest < 0.0
-        sums = [np.concatenate([[0.0], np.cumsum(counts * places**power)]) for power in range(3)]
-
-        def cut(edges: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray]:
-            """How many values lie beyond each edge, and the sum of their squared ways to it."""
-            index = np.clip(np.rint((edges + self.limit) / width), 0, 2 * BINS).astype(int)
-            zero, one, two = ((s[-1] - s[index]) if sign > 0 else s[index] for s in sums)
-            return zero, two - 2.0 * edges * one + edges**2 * zero
-
-        steps = np.linspace(0.2, 1.0, 81)
-        lows = min(self.lowest, 0.0) * steps if self.lowest < 0.0 else np.zeros(1)
-        highs = max(self.highest, 0.0) * steps if self.highest > 0.0 else np.zeros(1)
-        (out_low, loss_low), (out_high, loss_high) = cut(lows, -1), cut(highs, 1)
-        inside = counts.sum() - out_low[:, None] - out_high[None, :]
-        noise = ((highs[None, :] - lows[:, None]) / 255.0) ** 2 / 12.0 * inside
-        error = noise + loss_low[:, None] + loss_high[None, :]
-        low, high = np.unravel_index(int(error.argmin()), error.shape)
-        return float(lows[low]), float(highs[high])
 
 
 if __name__ == "__main__":
