@@ -70,6 +70,7 @@ GOOD = 16.0  # dB; below it the next recipe is tried
 HOPELESS = 8.0  # dB; a recipe that starts below it isn't tried further
 CLEARLY = {"ranges": 0.5, "recipe": 1.0}  # dB by which a later try must be better
 
+INTEGERS = (TensorType.INT8, TensorType.INT16)
 SURFACE = ("INPUT", "OUTPUT")
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
 MOVING = (
@@ -150,8 +151,8 @@ def halve_tables(model: str) -> bytes:
 
 def int8(request: dict, facts: dict) -> bytes:
     uniform_quantize_tensor.uniform_quantize = of_any_rank(uniform_quantize_tensor.uniform_quantize)
-    histograms, wanted = calibrate(request)
     layers = weighted(request["model"])
+    histograms, wanted = calibrate(request)
     best: tuple[float, str, float | None, bytes] | None = None
     for name, rules in recipes().items():
         for clip, data in candidates(request, rules, histograms, layers):
@@ -226,6 +227,8 @@ def weighted(model: str) -> dict[bytes, Layer]:
         buffer = flat.Buffers(weights.Buffer())
         if weights.Type() == TensorType.FLOAT32 and (buffer.DataLength() or buffer.Size()):
             values = stored(flat, weights, np.float32).reshape(weights.ShapeAsNumpy())
+            if not np.isfinite(values).all():
+                raise ValueError(f"the weights {weights.Name().decode()} hold NaN or infinity")
             found[weights.Name()] = Layer(kind, values, graph.Tensors(inputs[0]).Name().decode())
             uses[weights.Name()] += 1
     return {name: layer for name, layer in found.items() if uses[name] == 1}
@@ -255,7 +258,12 @@ def correct(data: bytearray, layers: dict[bytes, Layer], seen: dict[str, Seen]) 
     """Take what rounding the weights adds to the output on average out of each bias of the file, in place."""
     flat = schema.Model.GetRootAs(data)
     graphs = [flat.Subgraphs(index) for index in range(flat.SubgraphsLength())]
-    shared = Counter(graph.Tensors(index).Buffer() for graph in graphs for index in range(graph.TensorsLength()))
+    tensors = [graph.Tensors(index) for graph in graphs for index in range(graph.TensorsLength())]
+    for tensor in tensors:
+        scale = tensor.Quantization().ScaleAsNumpy() if tensor.Quantization() is not None else 1.0
+        if tensor.Type() in INTEGERS and not (np.isfinite(scale).all() and np.all(scale > 0)):
+            raise ValueError(f"it gave {tensor.Name().decode()} a scale of 0, infinity or NaN")
+    shared = Counter(tensor.Buffer() for tensor in tensors)
     for kind, inputs, uses, graph in correctable(flat):
         weights = graph.Tensors(inputs[1])
         layer = layers.get(weights.Name())
