@@ -3,10 +3,9 @@
     python benchmarks/upload.py [--megabytes 200] [--runs 5] [--only ssh|adb]
 
 ssh: `scp`, paramiko's own `sftp.put`, edgepack's push, to an sshd with a configuration of its own. adb: `adb push`
-and edgepack's push, to the real adbd of a newer Debian in its own network namespace (as root; see tests/adbd.py), both
-through the same small proxy, which leads into that namespace. Each figure includes connecting and logging in, scp's
-and adb's also starting a process. Alternating runs, medians, and the load average, because other work on the machine
-comes and goes.
+and edgepack's push, to the real adbd of a newer Debian, all in a network namespace (as root; see tests/adbd.py). Each
+figure includes connecting and logging in, scp's and adb's also starting a process. Alternating runs, medians, and the
+load average, because other work on the machine comes and goes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from edgepack import transports
 from edgepack.types import Device
-from tests import adbd, faults, sshd
+from tests import adbd, sshd
 
 
 def main() -> None:
@@ -33,7 +32,11 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", choices=["ssh", "adb"])
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.inside:
+        source, serial = options.inside.rsplit(",", 1)
+        return inside(Path(source), serial, options.megabytes, options.runs)
     with tempfile.TemporaryDirectory(prefix="edgepack-upload-") as scratch:
         folder = Path(scratch)
         source = folder / "source"
@@ -85,18 +88,38 @@ def over_adb(folder: Path, source: Path, megabytes: int, runs: int) -> None:
     if isinstance(files, str):
         print(f"adb: left out, {files}")
         return
-    remote = folder / "remote"
     (folder / "adbd").mkdir()
-    with adbd.running(files, folder / "adbd") as (serial, server), faults.proxy(server) as (port, _):
-        entry = Device(name="phone", target="", transport="adb", address=serial, options={"server_port": port})
-        transports.connect(entry).run(["true"], 20)
-        adb = ["adb", "-P", str(port), "-s", serial, "push", str(source), str(remote)]  # through the same proxy
-        ways = {"adb push": lambda: run(adb), "edgepack": lambda: transports.connect(entry).push(source, str(remote))}
+    with adbd.running(files, folder / "adbd") as (serial, _):
+        inside = [
+            "nsenter",
+            f"--net=/proc/{(folder / 'adbd' / 'pid').read_text().strip()}/ns/net",
+            sys.executable,
+            __file__,
+        ]
+        run(
+            [*inside, "--megabytes", str(megabytes), "--runs", str(runs), "--inside", f"{source},{serial}"], quiet=False
+        )
+
+
+def inside(source: Path, serial: str, megabytes: int, runs: int) -> None:
+    """The adb part, where adbd is reached: edgepack starts an adb server there."""
+    port, remote = 5137, source.with_name("remote")
+    os.environ["HOME"] = str(source.parent)
+    entry = Device(name="phone", target="", transport="adb", address=serial, options={"server_port": port})
+    transports.connect(entry).run(["true"], 20)
+    adb = ["adb", "-P", str(port), "-s", serial]
+    try:
+        ways = {
+            "adb push": lambda: run([*adb, "push", str(source), str(remote)]),
+            "edgepack": lambda: transports.connect(entry).push(source, str(remote)),
+        }
         compare(ways, "adb push", source, remote, megabytes, runs)
+    finally:
+        run([*adb, "kill-server"])
 
 
-def run(argv: list[str]) -> None:
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+def run(argv: list[str], *, quiet: bool = True) -> None:
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL if quiet else None)
 
 
 def compare(
