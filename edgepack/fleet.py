@@ -116,29 +116,30 @@ def run(devices: Sequence[Device], one: Deploy, journal: Journal | None, *, jobs
             waiting.append(device)
     pool = ThreadPoolExecutor(max_workers=max(1, min(jobs, len(waiting) or 1)), thread_name_prefix="device")
     try:
-        running = {pool.submit(_attempt, one, device): device for device in waiting}
-        for future in as_completed(running):
-            device = running[future]
-            outcomes[device.name] = future.result()
-            if journal is not None:
-                journal.add(device, outcomes[device.name])
+        for future in as_completed([pool.submit(_attempt, one, device, journal) for device in waiting]):
+            outcomes[future.result().device] = future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return [outcomes[device.name] for device in devices]
 
 
-def _attempt(one: Deploy, device: Device) -> Outcome:
+def _attempt(one: Deploy, device: Device, journal: Journal | None) -> Outcome:
     try:
         deployed = one(device)
+        outcome = Outcome(device=device.name, status=deployed.status, detail=document(deployed))
     except EdgepackError as error:
-        log.warn(f"{device.name}: {error.message}")
-        detail = {"id": error.id, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        return Outcome(device=device.name, status="failed", detail=detail)
+        outcome = _failed(device, error.id, error.message, error.hint, error.exit_code)
     except Exception as error:  # a bug on the way to one device must not hide the outcomes of the others
-        log.warn(f"{device.name}: {type(error).__name__}: {error}")
-        detail = {"id": "EP700", "message": f"{type(error).__name__}: {error}", "hint": "", "exit_code": 70}
-        return Outcome(device=device.name, status="failed", detail=detail)
-    return Outcome(device=device.name, status=deployed.status, detail=document(deployed))
+        outcome = _failed(device, "EP700", f"{type(error).__name__}: {error}", "", 70)
+    if journal is not None:
+        journal.add(device, outcome)
+    return outcome
+
+
+def _failed(device: Device, id: str, message: str, hint: str, exit_code: int) -> Outcome:
+    log.warn(f"{device.name}: {message}")
+    detail = {"id": id, "message": message, "hint": hint, "exit_code": exit_code}
+    return Outcome(device=device.name, status="failed", detail=detail)
 
 
 def document(deployed: Deployed) -> dict[str, Any]:
