@@ -64,7 +64,8 @@ int main(int argc, char** argv) {
     before = now();
   } while (count < 1000000 && (count < least || before - start < seconds * 1e9));
   printf("{\"type\":\"context\",\"engine_version\":\"1\",\"load_ns\":1}\n");
-  for (long i = 0; i < count; ++i) printf("{\"type\":\"sample\",\"variant\":0,\"block\":0,\"ns\":%lld}\n", (long long)samples[i]);
+  for (long i = 0; i < count; ++i)
+    printf("{\"type\":\"sample\",\"variant\":0,\"block\":0,\"ns\":%lld}\n", (long long)samples[i]);
   printf("{\"type\":\"end\",\"status\":\"ok\",\"peak_rss_bytes\":1}\n");
 }
 """

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. The only place where an error becomes an exit code.
 
-Nothing heavy is imported here; each command imports what it needs.
+Nothing heavy is imported here; each command imports what it needs. Commands of a cli_*.py are added at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgepack import __version__, cli_bench
+from edgepack import __version__, cli_bench, cli_deploy, cli_devices
 
 if TYPE_CHECKING:
     from edgepack.plan import BuildPlan
@@ -179,6 +179,9 @@ def demo(target: str, output: Path, as_json: bool) -> None:
 
 
 cli.add_command(cli_bench.bench)
+cli.add_command(cli_deploy.deploy)
+cli.add_command(cli_deploy.rollback)
+cli.add_command(cli_devices.devices)
 
 
 def main() -> None:

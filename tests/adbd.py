@@ -96,7 +96,20 @@ def running(files: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
     loader = next(p for p in (root / "lib64/ld-linux-x86-64.so.2", *root.glob("**/ld-linux-*.so.*")) if p.exists())
     libraries = ":".join(sorted({str(p.parent) for p in root.glob("**/*.so*") if p.is_file()}))
     daemon = next(p for p in root.glob("**/adbd") if p.is_file() and os.access(p, os.X_OK))
-    argv = ["unshare", "-n", "sh", "-c", INSIDE, "adbd", str(scratch), str(loader), libraries, str(daemon)]
+    argv = [
+        "timeout",
+        "900",
+        "unshare",
+        "-n",
+        "sh",
+        "-c",
+        INSIDE,
+        "adbd",
+        str(scratch),
+        str(loader),
+        libraries,
+        str(daemon),
+    ]
     environment = {**os.environ, "ADBD_PORT": str(PORT), "HOME": str(scratch), "ADB_MDNS": "0", "ADB_USB": "0"}
     child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:

@@ -36,6 +36,8 @@ def proxy(server: tuple[str, int] | Path, faults: Faults | None = None) -> Itera
     """Forward a free port of 127.0.0.1 to `server` (an address or a Unix socket); yields (port, faults)."""
     faults = faults or Faults()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if faults.rate:  # a slow link has no large buffers behind it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         threading.Thread(target=_accept, args=(listener, server, faults), daemon=True).start()
         try:
             yield listener.getsockname()[1], faults
@@ -92,7 +94,7 @@ def _accept(listener: socket.socket, server: tuple[str, int] | Path, faults: Fau
 
 def _pass(source: socket.socket, target: socket.socket, way: str, faults: Faults) -> None:
     with contextlib.suppress(OSError):
-        while block := source.recv(1 << 16):
+        while block := source.recv(1 << 14 if faults.rate else 1 << 16):
             if faults.delay:
                 time.sleep(faults.delay)
             if faults.rate:

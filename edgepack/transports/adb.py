@@ -298,7 +298,7 @@ class Adb:
                     id="EP530",
                 ) from error
             _start_server(port)
-        return adbutils.AdbClient(host=host, port=port)
+        return adbutils.AdbClient(host=host, port=port, socket_timeout=self._patience)
 
 
 def _start_server(port: int) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgepack.transports.ssh_link import Link
 
 BLOCK = (1 << 15) - 64  # the most that fits one packet to OpenSSH: larger ones are cut and copied by paramiko
+AHEAD = 3 << 18  # bytes that may be under way: what a cut link can lose, so below the 1 MiB that a resume may re-send
 _TICK = 0.2  # seconds between two looks at the link
 _ENDING = 5.0  # seconds that killing a program on the device may take
 _LINGER = 2.0  # seconds to wait for output after a program's end: a child of it may keep the stream open
@@ -235,6 +236,8 @@ class _Worker(threading.Thread):
 
 def _send(worker: _Worker, session: Any, link: Link, feed: Iterable[bytes | memoryview]) -> None:
     for block in feed:
+        with session.lock:  # the window that the server opens; what it adds later is only what it has taken
+            session.out_window_size = min(session.out_window_size, AHEAD)
         session.sendall(block)
         worker.bytes += len(block)
         link.heard()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import queue
 import socket
+import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -40,6 +43,8 @@ class Link:
     """One connection to a device, through as many others as it takes; knows whether the other side is alive."""
 
     def __init__(self, device: str, transport: Any, host: Settings, through: list[Any]) -> None:
+        self._socket = (through or [transport])[0].sock
+        self._unsent = 0
         self.device = device
         self.transport = transport
         self.host = host
@@ -56,6 +61,10 @@ class Link:
         """Raise `DeviceUnreachable` when the link is lost, or the other side has been silent for too long."""
         if not self.transport.is_active():
             raise self.lost()
+        unsent, before = _unsent(self._socket), self._unsent
+        self._unsent = unsent
+        if unsent < before:
+            self.heard()  # a slow link that still takes what waits in this machine's buffers
         if time.monotonic() - self._heard > self.host.silence_timeout:
             self.close()
             raise DeviceUnreachable(
@@ -88,6 +97,13 @@ class Link:
                 self.transport.global_request("keepalive@openssh.com", wait=True)
                 if self.transport.is_active():
                     self.heard()
+
+
+def _unsent(sock: Any) -> int:
+    """Bytes that wait in a socket's buffer for the other side to acknowledge them; 0 where that isn't known."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    return 0
 
 
 def open_link(device: Device) -> Link:
@@ -229,28 +245,45 @@ def _resolve(name: str, host: Settings, clock: _Clock) -> list[Any]:
 def _handshake(device: Device, host: Settings, sock: Any, clock: _Clock) -> Any:
     """Greeting and key exchange."""
     where = f"{host.host} port {host.port}"
+    first = _first_bytes(sock, clock)
     transport = paramiko.Transport(sock, default_window_size=WINDOW)
     security = transport.get_security_options()
     security.ciphers = host.ciphers
     security.key_types = _known_types_first(security.key_types, host)
     transport.banner_timeout = clock.left()
     transport.handshake_timeout = clock.seconds
+    error: Exception | None = None
     try:
         transport.start_client(timeout=clock.left())
-    except (paramiko.SSHException, EOFError, OSError) as error:
-        greeted = transport.remote_version
-        transport.close()
-        raise _handshake_failure(device.name, where, greeted, clock, error) from error
-    return transport
+    except (paramiko.SSHException, EOFError, OSError) as caught:
+        error = caught
+    if error is None and transport.initial_kex_done and transport.is_active():
+        return transport
+    error = error or transport.get_exception() or EOFError("no answer")  # it also returns when its time is up
+    transport.close()
+    raise _handshake_failure(device.name, where, first, transport.remote_version, clock, error) from error
 
 
-def _handshake_failure(name: str, where: str, greeted: str, clock: _Clock, error: Exception) -> DeviceUnreachable:
+def _first_bytes(sock: Any, clock: _Clock) -> bytes:
+    """What the server says first, left unread; nothing where it closes or says nothing, or where we can't look."""
+    if not isinstance(sock, socket.socket):
+        return b""
+    sock.settimeout(clock.left())
+    try:
+        return sock.recv(4, socket.MSG_PEEK)
+    except OSError:
+        return b""
+
+
+def _handshake_failure(
+    name: str, where: str, first: bytes, greeted: str, clock: _Clock, error: Exception
+) -> DeviceUnreachable:
     if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
         message = f"{name}: {where} and edgepack have no algorithm in common: {error}."
         return DeviceUnreachable(message, "Its ssh server is too old; update it, or set the option cipher.", id="EP509")
-    if "Indecipherable" in str(error) or (not greeted and "Invalid packet" in str(error)):
-        message = f"{name}: {where} is no ssh server; its greeting is something else."
-        return DeviceUnreachable(message, "Check the port.", id="EP507")
+    if not greeted and (first or "Indecipherable" in str(error)):
+        message = f"{name}: {where} is no ssh server; it begins with {first.decode('ascii', 'replace')!r}."
+        return DeviceUnreachable(message, "Check the port.", id="EP519")
     if greeted and clock.out():
         message = f"{name}: {where} greeted and then fell silent; no key exchange within {clock.seconds:g} s."
         return DeviceUnreachable(message, "The device hangs, or the network between was cut. Try again.", id="EP508")
@@ -297,15 +330,16 @@ def _channel_to(device: Device, transport: Any, hop: Settings, host: Settings, c
 
 
 def _login(device: Device, transport: Any, host: Settings, clock: _Clock) -> None:
-    transport.auth_timeout = clock.left()
     offered: list[str] = []
     unusable: list[str] = []
     try:
+        transport.auth_timeout = clock.left()
         with contextlib.suppress(paramiko.AuthenticationException):
             transport.auth_none(host.user)  # a board without any password; otherwise tells what is allowed
         for name, key in _keys(host, unusable):
-            if transport.is_authenticated():
+            if transport.is_authenticated() or clock.out():
                 break
+            transport.auth_timeout = clock.left()
             offered.append(name)
             with contextlib.suppress(paramiko.AuthenticationException):
                 transport.auth_publickey(host.user, key)
