@@ -35,6 +35,7 @@ BLIND_PATIENCE = 10  # seconds where the device tells no temperature
 BLOCK_LIMIT = 60.0  # seconds that a block may take beside its timed runs: loading, checking the outputs
 EMULATED_LIMIT = 600.0
 ANSWER_BYTES = 3_000_000  # of one answer; transports keep the last 4 MiB
+HELD = 600  # seconds for which a place is ours at first
 SHORTEST_RUN = 20e-6  # seconds, for the first answer's size
 QUANTILES = (("median", 0.5), ("lower quartile", 0.25))  # of a block, by which variants are compared
 
@@ -130,6 +131,8 @@ class Plan:
     min_time: float
     mask: str
     old_options: bool = False  # a harness of before --min-seconds
+    started: float = field(default_factory=time.monotonic)  # when the device was last held, and for how many seconds
+    held: float = HELD
 
     @property
     def emulated(self) -> bool:
@@ -188,6 +191,9 @@ class Plan:
     def _call(self, order: list[int], cool: tuple[int, int]) -> Answer:
         limit = EMULATED_LIMIT if self.emulated else BLOCK_LIMIT + 3 * self.block_seconds
         patience = len(order) * (limit if self.emulated else 3 * self.block_seconds + 10) + limit
+        if self.started + self.held < time.monotonic() + patience:
+            self.place.keep(int(patience))
+            self.started, self.held = time.monotonic(), patience
         return measure(
             self.place,
             Order(

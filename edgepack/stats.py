@@ -67,16 +67,17 @@ def quantile_interval(
 def steady_start(samples: Sequence[int] | npt.NDArray[Any], width: int = 5) -> int:
     """How many of the first samples are warm-up: at most half of them.
 
-    The first place from which the median of `width` samples is within 5 % of the median of the second half. A spike
-    is no warm-up (it doesn't move a median of five), so the tail of the distribution stays.
+    The first sample that is within 5 % of the median of the second half and from which the median of `width` samples
+    is so, too. A spike later on is no warm-up (it doesn't move a median of five): the tail of the distribution stays.
     """
     values = np.asarray(samples, np.float64)
     half = len(values) // 2
     if half < width:
         return 0
-    level = math.log(max(float(np.median(values[half:])), 1.0))
-    windows = np.lib.stride_tricks.sliding_window_view(values[: half + width - 1], width)
-    near = np.abs(np.log(np.maximum(np.median(windows, axis=1), 1.0)) - level) <= UNSTEADY
+    logs = np.log(np.maximum(values, 1.0))
+    level = float(np.median(logs[half:]))
+    windows = np.lib.stride_tricks.sliding_window_view(logs[: half + width - 1], width)
+    near = (np.abs(np.median(windows, axis=1) - level) <= UNSTEADY) & (np.abs(logs[:half] - level) <= UNSTEADY)
     return int(np.argmax(near)) if near.any() else half
 
 

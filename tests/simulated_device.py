@@ -59,7 +59,7 @@ class SimulatedDevice:
     def run(self, argv: list[str], timeout: float, *, stdin: bytes | None = None) -> Completed:
         assert argv[:2] == ["sh", "-c"] and argv[3] == "edgepack"
         self.calls.append(argv)
-        root, folder, prefix, govern, limit, deadline, cool, patience, mask, restore, order, *rest = argv[4:]
+        govern, cool, patience, mask, order, rest = argv[7], argv[10], argv[11], argv[12], argv[14], argv[15:]
         programs = []
         while rest:
             count = int(rest[0])
@@ -166,9 +166,11 @@ class SimulatedDevice:
         lines = [f"block {index}"]
         if self.only_old_options and "--min-seconds" in words:
             return [*lines, "exit 2", "stderr edgepack: bench has no option '--min-seconds'", "stderr usage: ..."]
-        options = dict(zip(words[2::2], words[3::2], strict=True))
+        options = dict(zip(words[(at := words.index("bench") + 1) :: 2], words[at + 1 :: 2], strict=True))
         variant = options["--variant"].removeprefix("variants/")
-        lines.append(json.dumps({"type": "context", "schema": 1, "engine_version": "9", "cpu": "Sim", "load_ns": 5_000_000}))
+        lines.append(
+            json.dumps({"type": "context", "schema": 1, "engine_version": "9", "cpu": "Sim", "load_ns": 5_000_000})
+        )
         if variant in self.fails:
             return [*lines, "exit 139", f"stderr edgepack: {self.fails[variant]}"]
         lines.append(json.dumps({"type": "first", "variant": 0, "ns": int(3e9 * self.latency[variant])}))
