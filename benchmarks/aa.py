@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from edgepack import stats
-from edgepack.bench import Case, Plan, interleaved, round_medians
+from edgepack.bench import Attempt, Case, Plan, interleaved, versus
 from edgepack.inventory import find
-from edgepack.measuring import Place
+from edgepack.measuring import Block, Place, State
 from edgepack.probe import probe
 from edgepack.transports import connect
 
@@ -64,33 +64,39 @@ int main(int argc, char** argv) {
     before = now();
   } while (count < 1000000 && (count < least || before - start < seconds * 1e9));
   printf("{\"type\":\"context\",\"engine_version\":\"1\",\"load_ns\":1}\n");
-  for (long i = 0; i < count; ++i) printf("{\"type\":\"sample\",\"variant\":0,\"block\":0,\"ns\":%lld}\n", (long long)samples[i]);
+  for (long i = 0; i < count; ++i)
+    printf("{\"type\":\"sample\",\"variant\":0,\"block\":0,\"ns\":%lld}\n", (long long)samples[i]);
   printf("{\"type\":\"end\",\"status\":\"ok\",\"peak_rss_bytes\":1}\n");
 }
 """
 
 
-def warming(rng: np.random.Generator, effect: float, rounds: int, mixed: bool) -> str:
-    """One comparison on a simulated device: 12 % slower when warm, 1 % between processes, 2 % and spikes between runs."""
-    order = [case for _, case in interleaved(2, rounds)]
+def warming(rng: np.random.Generator, effect: float, mixed: bool) -> str:
+    """One comparison on a simulated device.
+
+    12 % slower when warm (after 4 s), 1 % between processes, 2 % and spikes in 3 % between runs.
+    """
+    order = interleaved(2, stats.rounds_needed(stats.LEVEL / 2))
     if not mixed:
-        order = sorted(order)
-    now, medians = 0.0, ([], [])  # type: ignore[var-annotated]
-    for case in order:
-        level = 1e-3 * (1 + 0.12 * (1 - np.exp(-now / 4.0))) * (1 + effect * case) * np.exp(rng.normal(0, 0.01))
-        runs = level * np.exp(rng.normal(0, 0.02, 200)) * (1 + (rng.random(200) < 0.03) * rng.exponential(2, 200))
-        now += runs.sum()
-        medians[case].append(np.log(np.median(runs)))
-    a, b = (np.array(each).reshape(rounds, 2).mean(1) for each in medians)
-    return stats.compare(a, b).verdict
+        order = [(turn, case) for case in (0, 1) for turn, each in order if each == case]
+    now, attempt, none = 0.0, Attempt(), State(uptime=0, load=0)
+    for turn, case in order:
+        level = 1e6 * (1 + 0.12 * (1 - np.exp(-now / 4.0))) * (1 + effect * case) * np.exp(rng.normal(0, 0.01))
+        runs = level * np.exp(rng.normal(0, 0.02, 150)) * (1 + (rng.random(150) < 0.03) * rng.exponential(2, 150))
+        now += runs.sum() / 1e9
+        block = Block(
+            program=case, context={}, samples=tuple(int(run) for run in runs), load_ns=None, first_ns=None,
+            peak_rss_bytes=None, error="", before=none, after=none,
+        )  # fmt: skip
+        attempt.blocks.setdefault(case, []).append((0, turn, block))
+    return versus(attempt, [0, 1])[0, 1][1].verdict
 
 
 def simulated(trials: int) -> None:
     rng = np.random.default_rng(4)
-    rounds = stats.rounds_needed(1)
     for mixed in (True, False):
         for effect in (0.0, 0.05):
-            verdicts = Counter(warming(rng, effect, rounds, mixed) for _ in range(trials))
+            verdicts = Counter(warming(rng, effect, mixed) for _ in range(trials))
             name = "interleaved" if mixed else "A, then B"
             print(f"warming device, {name:<11}  B {effect:+.0%}: {dict(verdicts)} of {trials}")
 
@@ -116,12 +122,11 @@ def real(trials: int, min_time: float, folder: Path) -> None:
             works = (n, round(n * (1 + effect)))
             cases = [
                 Case(variant=f"{k}-{work}", engine="standin", precision="fp32", threads=1)
-                for k, work in zip("ab", works)
+                for k, work in zip("ab", works, strict=True)
             ]
             plan = Plan(place=place, cases=cases, min_time=min_time, mask="")
             attempt = plan.run((0, 0))
-            table = round_medians(attempt, [0, 1])[:, attempt.warm_rounds :]
-            comparison = stats.compare(table[0], table[1])
+            _, comparison = versus(attempt, [0, 1])[0, 1]
             results.append((comparison.verdict, comparison.ratio, bool(attempt.doubts)))
         loads.append(os.getloadavg()[0])
         if (trial + 1) % 10 == 0 or trial + 1 == trials:

@@ -7,10 +7,11 @@ process for each variant would make equal variants differ. A round runs all vari
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,11 @@ BLIND_PATIENCE = 10  # seconds where the device tells no temperature
 BLOCK_LIMIT = 60.0  # seconds that a block may take beside its timed runs: loading, checking the outputs
 EMULATED_LIMIT = 600.0
 ANSWER_BYTES = 3_000_000  # of one answer; transports keep the last 4 MiB
+HELD = 600  # seconds for which a place is ours at first
 SHORTEST_RUN = 20e-6  # seconds, for the first answer's size
+QUANTILES = (("median", 0.5), ("lower quartile", 0.25))  # of a block, by which variants are compared
+
+Compared = dict[tuple[int, int], tuple[str, stats.Comparison]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +131,20 @@ class Plan:
     min_time: float
     mask: str
     old_options: bool = False  # a harness of before --min-seconds
+    started: float = field(default_factory=time.monotonic)  # when the device was last held, and for how many seconds
+    held: float = HELD
 
     @property
     def emulated(self) -> bool:
+        """Then one run of each is enough: the times say nothing."""
         return self.place.how == "emulated"
 
     @property
     def rounds(self) -> int:
+        """How often all cases run forwards and backwards."""
         if self.emulated:
             return 1
-        pairs = len(self.cases) * (len(self.cases) - 1) // 2
-        return stats.rounds_needed(pairs) if pairs else ALONE_ROUNDS
+        return stats.rounds_needed(_level(len(self.cases))) if len(self.cases) > 1 else ALONE_ROUNDS
 
     @property
     def block_seconds(self) -> float:
@@ -183,6 +191,9 @@ class Plan:
     def _call(self, order: list[int], cool: tuple[int, int]) -> Answer:
         limit = EMULATED_LIMIT if self.emulated else BLOCK_LIMIT + 3 * self.block_seconds
         patience = len(order) * (limit if self.emulated else 3 * self.block_seconds + 10) + limit
+        if self.started + self.held < time.monotonic() + patience:
+            self.place.keep(int(patience))
+            self.started, self.held = time.monotonic(), patience
         return measure(
             self.place,
             Order(
@@ -206,7 +217,7 @@ class Plan:
             return
         for answer in attempt.answers:
             attempt.doubts += [doubt for doubt in conditions.throttled(answer) if doubt not in attempt.doubts]
-        table = round_medians(attempt, good)
+        table = round_levels(attempt, good, 0.25)
         most = int(table.shape[1] * WARM_ROUNDS)
         for skip in range(most + 1):
             factors = stats.round_factors(table[:, skip:])
@@ -240,16 +251,41 @@ def interleaved(cases: int, rounds: int, *, once: bool = False) -> list[tuple[in
     return everything
 
 
-def round_medians(attempt: Attempt, cases: Sequence[int]) -> stats.Floats:
-    """Log-medians [cases, rounds] of the steady runs; the blocks of a round are averaged."""
+def round_levels(attempt: Attempt, cases: Sequence[int], quantile: float) -> stats.Floats:
+    """Logarithms of a quantile of the steady runs [cases, rounds]; the blocks of a round are averaged."""
     table = []
     for case in cases:
         rounds: dict[int, list[float]] = {}
         for _, turn, block in attempt.blocks[case]:
             steady = block.samples[stats.steady_start(block.samples) :]
-            rounds.setdefault(turn, []).append(float(np.log(max(np.median(steady), 1))))
-        table.append([float(np.mean(rounds[turn])) for turn in sorted(rounds)])
+            rounds.setdefault(turn, []).append(math.log(max(float(np.quantile(steady, quantile)), 1.0)))
+        table.append([sum(rounds[turn]) / len(rounds[turn]) for turn in sorted(rounds)])
     return np.array(table)
+
+
+def versus(attempt: Attempt, cases: Sequence[int]) -> Compared:
+    """(which quantile, comparison) of each case with each other one: how long the second takes relative to the first.
+
+    By the medians of the blocks; where these can't tell, by their lower quartiles: other programs only ever make runs
+    slower, so a busy machine blurs the lower quartile last. Both together are wrong as rarely as `stats.LEVEL` says,
+    over all pairs (Bonferroni). Where they contradict each other it is a tie.
+    """
+    found: Compared = {}
+    tables = {name: round_levels(attempt, cases, q)[:, attempt.warm_rounds :] for name, q in QUANTILES}
+    for i, a in enumerate(cases):
+        for j, b in enumerate(cases):
+            if a == b:
+                continue
+            both = [(name, stats.compare(t[i], t[j], level=_level(len(cases)))) for name, t in tables.items()]
+            verdicts = {told.verdict for _, told in both} - {"tie"}
+            chosen = next((each for each in both if {each[1].verdict} == verdicts), both[0])
+            found[a, b] = chosen if len(verdicts) < 2 else (chosen[0], replace(chosen[1], verdict="tie"))
+    return found
+
+
+def _level(cases: int) -> float:
+    """Each pair is compared twice."""
+    return stats.LEVEL / (cases * (cases - 1))
 
 
 def mask_of(cores: str, probe: Probe) -> str:
@@ -337,7 +373,7 @@ def _figures(plan: Plan, bundle: Bundle, attempts: Sequence[Attempt], cores: str
         "attempts": tuple("; ".join(each.doubts) for each in attempts),
         "notes": tuple(conditions.notes(attempt.answers, cpus)),
     }
-    compared = _compare(plan, attempt, good) if not plan.emulated and not attempt.doubts else {}
+    compared = versus(attempt, good) if not plan.emulated and not attempt.doubts else {}
     for index in good:
         case = plan.cases[index]
         context = attempt.blocks[index][0][2].context
@@ -354,7 +390,11 @@ def _figures(plan: Plan, bundle: Bundle, attempts: Sequence[Attempt], cores: str
             device=_device(place, str(context.get("cpu", ""))),
             blocks=(blocks := _blocks(attempt.blocks[index])),
             statistics=statistics(blocks, attempt.warm_rounds),
-            comparisons=tuple({"with": str(plan.cases[other]), **asdict(c)} for other, c in compared.get(index, ())),
+            comparisons=tuple(
+                {"with": str(plan.cases[a]), "of": name, **asdict(told)}
+                for (a, b), (name, told) in compared.items()
+                if b == index
+            ),
             rank=_rank(compared, index),
         )
 
@@ -407,27 +447,10 @@ def statistics(blocks: Sequence[MeasuredBlock], warm_rounds: int) -> dict[str, A
     }
 
 
-def _compare(plan: Plan, attempt: Attempt, good: Sequence[int]) -> dict[int, list[tuple[int, stats.Comparison]]]:
-    """Each case with each other one, in both directions; the level is shared by all pairs (Bonferroni)."""
-    table = round_medians(attempt, good)[:, attempt.warm_rounds :]
-    pairs = len(good) * (len(good) - 1) // 2
-    if not pairs:
-        return {}
-    return {
-        case: [
-            (other, stats.compare(table[j], table[i], level=stats.LEVEL / pairs))
-            for j, other in enumerate(good)
-            if other != case
-        ]
-        for i, case in enumerate(good)
-    }
-
-
-def _rank(compared: dict[int, list[tuple[int, stats.Comparison]]], case: int) -> int | None:
+def _rank(compared: Compared, case: int) -> int | None:
     """One more than how many are faster, or None where nothing was compared."""
-    if case not in compared:
-        return None
-    return 1 + sum(comparison.verdict == "slower" for _, comparison in compared[case])
+    others = [told for (_, b), (_, told) in compared.items() if b == case]
+    return 1 + sum(told.verdict == "slower" for told in others) if others else None
 
 
 def _device(place: Place, cpu: str) -> dict[str, Any]:

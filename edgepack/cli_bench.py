@@ -51,7 +51,7 @@ def bench(
     from edgepack.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    with places.place(inventory.find(device), opened) as place:
+    with places.place(inventory.find(device), opened, variants) as place:
         result = measuring.bench(place, opened, variants=variants, threads=threads, cores=cores, min_time=min_time)
     if results is not None:
         records.append(results, result.measurements)

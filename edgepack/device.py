@@ -8,6 +8,7 @@ switches. What is active is a complete bundle that passed its self-test on that 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import tempfile
 import time
@@ -139,6 +140,31 @@ class DeviceSession:
             with log.step(f"{self.device.name}: switch {shipment.name} to {shipment.digest[:12]}"):
                 switched = self.steps.activate(LEASE, shipment)
         return ended("installed", previous=switched.get("previous"), files=files, sent=sent, self_tests=tests)
+
+    @contextlib.contextmanager
+    def holding(self, bundle: Bundle, variants: tuple[str, ...], seconds: int) -> Iterator[str]:
+        """Have a bundle on the device without switching to it, and the device to oneself; gives its folder there.
+
+        The lock is for at most `seconds` (`steps.lock` renews it). A bundle that was not there is removed in the end.
+        Raises like `deploy`.
+        """
+        for chosen in dict.fromkeys(((), variants)):  # as a whole it may be there, and then nothing is sent
+            shipment = ship(bundle, chosen)
+            preflight.check(ship(bundle, variants), self.probe, self.device.name)
+            if there := self.steps.look(shipment).get("whole") == shipment.digest:
+                break
+        self.digest = shipment.digest
+        leave = self.steps.release if there else functools.partial(self.steps.abandon, LEASE)
+        try:
+            if not there:
+                self._install(shipment)
+            self.steps.lock(seconds)
+            yield f"{self.steps.root}/bundles/{self.digest}"
+        except BaseException:
+            with contextlib.suppress(Exception, KeyboardInterrupt):
+                leave()
+            raise
+        leave()
 
     def rollback(self, model: str) -> tuple[str, str]:
         """Switch a model back to what was active before; returns the digests (before, now).

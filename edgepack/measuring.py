@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,8 @@ class Place:
     """Where to measure: a device, and a bundle that lies in `folder` there.
 
     ``root`` is edgepack's own folder there. ``how`` is ``native`` or ``emulated``; ``prefix`` are the words in front of
-    a program (an emulator's). ``sysfs`` stands in front of /sys and /proc.
+    a program (an emulator's). ``sysfs`` stands in front of /sys and /proc. ``keep`` holds the device for that many
+    seconds more.
     """
 
     device: Device
@@ -42,6 +43,7 @@ class Place:
     how: str = "native"
     prefix: tuple[str, ...] = ()
     sysfs: str = ""
+    keep: Callable[[int], None] = lambda seconds: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +264,7 @@ def _block(program: int, output: list[str], before: State, after: State) -> Bloc
         program=program,
         context=records.get("context", {}),
         samples=tuple(samples),
-        load_ns=records.get("context", {}).get("load_ns"),
+        load_ns=records.get("load", {}).get("ns", records.get("context", {}).get("load_ns")),
         first_ns=records.get("first", {}).get("ns"),
         peak_rss_bytes=records.get("end", {}).get("peak_rss_bytes"),
         error=error,

@@ -63,8 +63,8 @@ def _measurement(content: Mapping[str, Any]) -> Measurement:
 def table(result: Result) -> str:
     """The figures of one session: ranked where they may be, and what makes one doubtful."""
     headers = ("variant", "threads", "median ms", "interval", "p90", "p99", "load ms", "first ms", "RSS MB", "rank")
-    ordered = sorted(result.measurements, key=lambda m: int(m.statistics["median_ns"]))
-    lines = [columns(headers, [_row(m) for m in ordered])]
+    ordered = sorted(result.measurements, key=lambda m: (m.rank or 0, m.statistics["median_ns"]))
+    lines = [columns(headers, [_row(m, ordered) for m in ordered])]
     lines += [f"{case}: failed: {why}" for case, why in result.failures]
     first = ordered[0]
     if first.how == "emulated":
@@ -84,7 +84,7 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _row(m: Measurement) -> tuple[str, ...]:
+def _row(m: Measurement, session: Sequence[Measurement]) -> tuple[str, ...]:
     s = m.statistics
     interval = s["interval_ns"]
     return (
@@ -97,25 +97,30 @@ def _row(m: Measurement) -> tuple[str, ...]:
         _ms(s["load_ns"]),
         _ms(s["first_ns"]),
         f"{s['peak_rss_bytes'] / 1e6:.1f}" if s["peak_rss_bytes"] else "-",
-        _rank(m),
+        _rank(m, session),
     )
 
 
-def _rank(m: Measurement) -> str:
+def _rank(m: Measurement, session: Sequence[Measurement]) -> str:
     if m.rank is None:
         return "-"
-    ties = sum(comparison["verdict"] == "tie" for comparison in m.comparisons)
-    return f"{m.rank}{' (tie)' if ties else ''}"
+    equals = {name(each) for each in session if each.rank == m.rank}
+    tie = any(told["verdict"] == "tie" and told["with"] in equals for told in m.comparisons)
+    return f"{m.rank} tie" if tie else str(m.rank)
 
 
 def _versus(first: Measurement, other: Measurement) -> str:
     """The fastest against another, in words."""
-    name = f"{first.variant} x{first.threads}"
-    told = next(c for c in other.comparisons if c["with"] == name)
-    bounds = f"{told['low']:.3f} to {told['high']:.3f}"
+    told = next(each for each in other.comparisons if each["with"] == name(first))
+    low, high = ("?" if bound is None else f"{bound:.3f}" for bound in (told["low"], told["high"]))
     if told["verdict"] == "tie":
-        return f"{other.variant} x{other.threads}: tie with {name} (ratio {told['ratio']:.3f}, {bounds})"
-    return f"{other.variant} x{other.threads}: {told['ratio']:.3f} times {name} ({bounds})"
+        return f"{name(other)}: tie with {name(first)} ({told['ratio']:.3f} times as long, {low} to {high})"
+    return f"{name(other)}: {told['ratio']:.3f} times as long as {name(first)} ({low} to {high}, {told['of']}s)"
+
+
+def name(m: Measurement) -> str:
+    """What a session calls a measurement."""
+    return f"{m.variant} x{m.threads}"
 
 
 def _conditions(m: Measurement) -> str:

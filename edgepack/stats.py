@@ -67,67 +67,67 @@ def quantile_interval(
 def steady_start(samples: Sequence[int] | npt.NDArray[Any], width: int = 5) -> int:
     """How many of the first samples are warm-up: at most half of them.
 
-    The first place from which the median of `width` samples is within 5 % of the median of the second half. A spike
-    is no warm-up (it doesn't move a median of five), so the tail of the distribution stays.
+    The first sample that is within 5 % of the median of the second half and from which the median of `width` samples
+    is so, too. A spike later on is no warm-up (it doesn't move a median of five): the tail of the distribution stays.
     """
     values = np.asarray(samples, np.float64)
     half = len(values) // 2
     if half < width:
         return 0
-    level = math.log(max(float(np.median(values[half:])), 1.0))
-    windows = np.lib.stride_tricks.sliding_window_view(values[: half + width - 1], width)
-    near = np.abs(np.log(np.maximum(np.median(windows, axis=1), 1.0)) - level) <= UNSTEADY
+    logs = np.log(np.maximum(values, 1.0))
+    level = float(np.median(logs[half:]))
+    windows = np.lib.stride_tricks.sliding_window_view(logs[: half + width - 1], width)
+    near = (np.abs(np.median(windows, axis=1) - level) <= UNSTEADY) & (np.abs(logs[:half] - level) <= UNSTEADY)
     return int(np.argmax(near)) if near.any() else half
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How long B takes relative to A: `ratio` with an interval. ``verdict`` speaks of B: faster, slower or tie."""
+    """How long B takes relative to A: `ratio` with an interval (None: unbounded, the rounds are too few).
+
+    ``verdict`` speaks of B: faster, slower or tie.
+    """
 
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     level: float
     verdict: str
 
 
-def compare(a: Sequence[float], b: Sequence[float], *, level: float = LEVEL, least: float = LEAST) -> Comparison:
-    """Compare two variants by their blocks: ``a[i]`` and ``b[i]`` are log-medians of round i, measured interleaved.
+def compare(
+    a: Sequence[float] | Floats, b: Sequence[float] | Floats, *, level: float = LEVEL, least: float = LEAST
+) -> Comparison:
+    """Compare two variants by their rounds: ``a[i]`` and ``b[i]`` are logarithms of how long round i took.
 
     A round holds both variants forwards and backwards (A B B A), its two blocks of a variant averaged, so that a
-    drift that is straight over the round cancels exactly. Centre and interval are those of Wilcoxon's signed ranks:
-    the median of the means of any two rounds (Hodges & Lehmann, "Estimates of location based on rank tests", 1963)
-    and order statistics of these means (Hollander & Wolfe, "Nonparametric Statistical Methods", section 3.3). They
-    hold for any symmetric distribution of a round's log-ratio (swapping two equal variants makes it symmetric); a
-    spike weighs no more than its rank. Different is what the interval, of coverage ``1 - level``, says *and* differs
-    by at least `least`.
+    drift that is straight over the round cancels exactly. The ratio is the median of the rounds' ratios, its interval
+    that of the sign test (`quantile_interval`), of coverage ``1 - level``: it holds whatever the distribution is, a
+    round that was disturbed weighs no more than any other, and a fifth of them may be. Different is what the interval
+    says *and* is at least `least`.
     """
-    differences = np.asarray(b, np.float64) - np.asarray(a, np.float64)
-    n = len(differences)
-    i, j = np.triu_indices(n)
-    walsh = np.sort((differences[i] + differences[j]) / 2)
-    tails = np.cumsum(_signed_rank_counts(n)) / 2.0**n
-    outside = int(np.searchsorted(tails, level / 2, side="right"))  # P(W < outside) <= level / 2
-    centre = float(np.median(walsh)) if n else 0.0
-    if n == 0 or outside == 0:
-        low, high = -math.inf, math.inf
-    else:
-        low, high = float(walsh[outside - 1]), float(walsh[len(walsh) - outside])
+    ratios = np.asarray(b, np.float64) - np.asarray(a, np.float64)
+    centre = float(np.median(ratios)) if len(ratios) else 0.0
+    low, high, _ = quantile_interval(ratios, 0.5, 1 - level) or (-math.inf, math.inf, 1.0)
     verdict = "tie"
     if centre >= math.log1p(least) and low > 0:
         verdict = "slower"
     elif centre <= -math.log1p(least) and high < 0:
         verdict = "faster"
-    return Comparison(ratio=math.exp(centre), low=math.exp(low), high=math.exp(high), level=level, verdict=verdict)
+    bounds = {name: math.exp(value) if math.isfinite(value) else None for name, value in (("low", low), ("high", high))}
+    return Comparison(ratio=math.exp(centre), level=level, verdict=verdict, **bounds)
 
 
-def rounds_needed(pairs: int, level: float = LEVEL) -> int:
-    """How many rounds a comparison needs so that one of `pairs` can be called different at all, with some to spare."""
-    return max(12, math.ceil(math.log2(2 * max(pairs, 1) / level)) + 3)
+def rounds_needed(level: float = LEVEL, disturbed: int = 4) -> int:
+    """How many rounds a comparison at `level` needs to stand that many rounds that say the opposite."""
+    n = disturbed + 1
+    while 2 * _binomial_cdf(n, 0.5)[disturbed] > level:
+        n += 1
+    return n
 
 
 def round_factors(blocks: npt.NDArray[Any]) -> Floats:
-    """How much slower than usual each round was; `blocks` are log-medians [cases, rounds], the result is [rounds].
+    """How much slower than usual each round was: [rounds]; `blocks` are logarithms of times [cases, rounds].
 
     The same work is done in every round, so this is the canary: heat and other programs slow all cases alike.
     """
@@ -149,12 +149,3 @@ def _binomial_cdf(n: int, p: float) -> Floats:
     mass = np.exp(logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p))
     cdf: Floats = np.minimum(np.cumsum(mass), 1.0)
     return cdf
-
-
-def _signed_rank_counts(n: int) -> Floats:
-    """In how many of the 2^n ways to give the ranks 1..n signs, the positive ones sum to 0, 1, 2 ..."""
-    counts = np.zeros(n * (n + 1) // 2 + 1)
-    counts[0] = 1
-    for rank in range(1, n + 1):
-        counts[rank:] += counts[:-rank].copy()
-    return counts
