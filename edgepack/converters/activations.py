@@ -4,12 +4,25 @@ Everything is gathered sample by sample: memory doesn't grow with the number of 
 """
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
 PICKED = 1 << 14  # values of one tensor and sample that enter the histogram; minimum and maximum see all
 HUGE = 1e30  # what pads a maximum pooling or masks an attention is no value to measure
+
+
+def rows(path: Path) -> Iterator[np.ndarray]:
+    """The entries of an .npy file's first axis, one at a time. A mapped file would grow into memory as it is read."""
+    mapped = np.load(path, mmap_mode="r")
+    count, shape, dtype, offset = len(mapped), mapped.shape[1:], mapped.dtype, mapped.offset
+    del mapped
+    with path.open("rb") as file:
+        file.seek(offset)
+        for _ in range(count):
+            yield np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
 
 
 class Seen:

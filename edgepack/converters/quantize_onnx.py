@@ -43,7 +43,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
-from activations import Seen
+from activations import Seen, rows
 
 RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
 JUDGED = 64  # calibration samples that decide between them
@@ -497,10 +497,9 @@ def calibrate(plan: Plan, samples: Path, scratch: Path) -> tuple[dict[str, Seen]
 
 
 def feeds(session: onnxruntime.InferenceSession, samples: Path) -> Iterator[dict[str, np.ndarray]]:
-    """One dictionary a sample; the arrays stay on disk until they are used."""
+    """One dictionary a sample."""
     names = [value.name for value in session.get_inputs()]
-    arrays = [np.load(samples / f"{index}.npy", mmap_mode="r") for index in range(len(names))]
-    for values in zip(*arrays, strict=True):
+    for values in zip(*(rows(samples / f"{index}.npy") for index in range(len(names))), strict=True):
         yield dict(zip(names, values, strict=True))
 
 

@@ -60,7 +60,7 @@ from ai_edge_quantizer.transformations import transformation_utils
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-from activations import Seen
+from activations import Seen, rows
 
 RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
 JUDGED = 32  # calibration samples that decide between them
@@ -408,11 +408,10 @@ def signature(model: str) -> str:
 
 
 def feeds(request: dict):
-    """One dictionary a sample; the arrays stay on disk until they are used."""
+    """One dictionary a sample."""
     names = request["inputs"]
-    arrays = [np.load(Path(request["samples"], f"{i}.npy"), mmap_mode="r") for i in range(len(names))]
-    for values in zip(*arrays, strict=True):
-        yield {name: np.ascontiguousarray(value) for name, value in zip(names, values, strict=True)}
+    for values in zip(*(rows(Path(request["samples"], f"{i}.npy")) for i in range(len(names))), strict=True):
+        yield dict(zip(names, values, strict=True))
 
 
 def surface(before: list[dict], after: list[dict]) -> dict[str, dict]:

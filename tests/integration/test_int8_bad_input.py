@@ -124,7 +124,7 @@ def test_nan_in_weights_names_them(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(ToolFailed, match="w2 hold NaN or infinity"):
         StaticQuantizer().quantize(model, calibration, (), tmp_path / "out")
-    with pytest.raises(ToolFailed, match="weights .* hold NaN or infinity"):
+    with pytest.raises(ToolFailed, match=r"weights .* hold NaN or infinity"):
         tflite_int8(model, calibration, tmp_path)
 
 
