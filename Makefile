@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test lint tidy clean
+.PHONY: setup demo test lint tidy fuzz clean
 
 setup: .venv/.ready
 
@@ -30,6 +30,11 @@ lint: setup
 # Searches the C++ for bugs; some 40 CPU-seconds, so not a part of lint. ncnn.cpp needs ncnn's headers: a test checks it.
 tidy: setup
 	git ls-files 'cpp_runtime/*.cpp' | grep -v backends/ncnn.cpp | xargs -n 1 -P $$(nproc) $(BIN)/clang-tidy --quiet
+
+# Feeds the C++ readers with made-up bytes for SECONDS in all. What is found is kept in cpp_runtime/tests/fuzz/corpus.
+SECONDS ?= 600
+fuzz: setup
+	EDGEPACK_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/integration/test_fuzz.py
 
 clean:
 	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache

@@ -6,12 +6,13 @@ tests run under the same sanitizers in test_cpp_runtime.py.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from edgepack import harness
-from tests.conftest import ROOT, missing
+from tests.conftest import ROOT, missing, need
 from tests.integration.native import ASAN, TSAN, Native, done, run
 
 BUILDS = [("onnxruntime", ASAN), ("tflite", ASAN), ("ncnn", ASAN), ("onnxruntime", TSAN), ("tflite", TSAN)]
@@ -35,6 +36,16 @@ def test_every_command_of_a_real_engine_runs_clean(
         assert ran.code == 0, ran.said
         assert ran.lines[-1]["status"] == "ok"
     assert (tmp_path / "out_0.npy").is_file()
+
+
+def test_the_unit_tests_run_clean_under_the_thread_sanitizer(tmp_path: Path) -> None:
+    """Among them threads with a handle each."""
+    need("cmake", "apt install cmake")
+    options = ["-DEDGEPACK_BACKEND=null", f"-DEDGEPACK_SANITIZE={TSAN}", "-DCMAKE_BUILD_TYPE=Debug"]
+    done(["cmake", "-S", ROOT / "cpp_runtime", "-B", tmp_path, *options])
+    done(["cmake", "--build", tmp_path, "--parallel", str(os.cpu_count() or 1)])
+    said = done(["ctest", "--test-dir", tmp_path, "--output-on-failure"])
+    assert "100% tests passed" in said and " threads " in said
 
 
 def test_clang_tidy_finds_nothing_in_the_ncnn_backend(native: Native) -> None:
