@@ -68,7 +68,6 @@ class DeviceSession:
         self.self_test_seconds = self_test_seconds
         self.steps = Steps(device, transport)
         self.digest = ""
-        self.stopped = False
         self._probe: Probe | None = None
 
     @classmethod
@@ -89,8 +88,8 @@ class DeviceSession:
         self.transport.close()
 
     def stop(self) -> None:
-        """Let a deploy in another thread end soon: its link is cut, and it does not try again."""
-        self.stopped = True
+        """Let a deploy in another thread end soon: its link is cut, and it begins no other step."""
+        self.steps.stopped = True
         with contextlib.suppress(Exception):
             self.transport.close()
 
@@ -266,7 +265,7 @@ class DeviceSession:
                 if not (wrong := self.steps.commit(lease, shipment)):
                     return lacked
             except DeviceUnreachable as error:
-                if not left or self.stopped:
+                if not left or self.steps.stopped:
                     raise
                 log.warn(f"{error.message} Trying again.")
                 time.sleep(1)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any
 
-from edgepack import log
+from edgepack import log, process
 from edgepack.bundle import Bundle
 from edgepack.cache import out_of_space, sha256_text
 from edgepack.device import SELF_TEST_SECONDS, Deployed, DeviceSession
@@ -65,9 +65,10 @@ def deploy(
     digest = ship(bundle, variants).digest
     try:
         return run(devices, one, None if dry_run else Journal(digest, resume=resume), jobs=jobs)
-    except BaseException:  # ctrl-C: the threads end with their links
+    except BaseException:  # ctrl-C: the threads end with their links and programs
         for session in sessions:
             session.stop()
+        process.kill_all()
         raise
 
 
