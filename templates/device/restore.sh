@@ -2,6 +2,7 @@
 # JOURNAL's first line is "boot ID", the others are "FILE SET BEFORE". With PID: first wait until that process (measure.sh)
 # is gone. It is told to end after DEADLINE seconds; the program whose id is in the file CHILD is killed after LIMIT.
 export LC_ALL=C
+cd / # a bundle that is somebody's folder is not removed
 journal=$1 prefix=$2 pid=$3 limit=$4 deadline=$5 child=$6
 first() { line=; read -r line 2>/dev/null <"$1"; }
 started() { # when a process started: field 22 of stat, where field 2, the name, may hold anything
