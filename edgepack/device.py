@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,7 +68,7 @@ class DeviceSession:
         self.self_test_seconds = self_test_seconds
         self.steps = Steps(device, transport)
         self.digest = ""
-        self.stopped = False
+        self._probe: Probe | None = None
 
     @classmethod
     def open(cls, device: Device, *, self_test_seconds: float = SELF_TEST_SECONDS) -> Self:
@@ -89,17 +88,19 @@ class DeviceSession:
         self.transport.close()
 
     def stop(self) -> None:
-        """Let a deploy in another thread end soon: its link is cut, and it does not try again."""
-        self.stopped = True
+        """Let a deploy in another thread end soon: its link is cut, and it begins no other step."""
+        self.steps.stopped = True
         with contextlib.suppress(Exception):
             self.transport.close()
 
-    @cached_property
+    @property
     def probe(self) -> Probe:
         """What the device is; asked once."""
-        from edgepack.probe import probe
+        if self._probe is None:  # not cached_property: before Python 3.12 one lock holds up the whole fleet
+            from edgepack.probe import probe
 
-        return probe(self.transport, self.device)
+            self._probe = probe(self.transport, self.device)
+        return self._probe
 
     def deploy(self, bundle: Bundle, variants: tuple[str, ...] = (), *, dry_run: bool = False) -> Deployed:
         """Install a checked bundle (or some of its variants), prove it on the device and switch to it.
@@ -264,7 +265,7 @@ class DeviceSession:
                 if not (wrong := self.steps.commit(lease, shipment)):
                     return lacked
             except DeviceUnreachable as error:
-                if not left or self.stopped:
+                if not left or self.steps.stopped:
                     raise
                 log.warn(f"{error.message} Trying again.")
                 time.sleep(1)

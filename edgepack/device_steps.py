@@ -58,6 +58,7 @@ class Steps:
         self.transport = transport
         self.root = root(device)
         self.owner = owner()
+        self.stopped = False
 
     def look(self, shipment: Shipment) -> Answer:
         """``current``, ``previous``, and ``whole`` when every byte of the shipment is there. Changes nothing."""
@@ -105,6 +106,8 @@ class Steps:
 
     def call(self, name: str, args: Sequence[str], stdin: bytes | None = None, timeout: float = SECONDS) -> Completed:
         """Run a script to its end, whatever that is. Raises `process.TimedOut` and `DeviceUnreachable`."""
+        if self.stopped and name != "release":
+            raise KeyboardInterrupt
         argv = ["sh", "-c", _text(name), "edgepack", self.root, self.owner, *args]
         return self.transport.run(argv, timeout, stdin=stdin)
 

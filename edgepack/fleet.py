@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any
 
-from edgepack import log
+from edgepack import log, process
 from edgepack.bundle import Bundle
 from edgepack.cache import out_of_space, sha256_text
 from edgepack.device import SELF_TEST_SECONDS, Deployed, DeviceSession
@@ -65,9 +65,10 @@ def deploy(
     digest = ship(bundle, variants).digest
     try:
         return run(devices, one, None if dry_run else Journal(digest, resume=resume), jobs=jobs)
-    except BaseException:  # ctrl-C: the threads end with their links
+    except BaseException:  # ctrl-C: the threads end with their links and programs
         for session in sessions:
             session.stop()
+        process.kill_all()
         raise
 
 
@@ -116,29 +117,30 @@ def run(devices: Sequence[Device], one: Deploy, journal: Journal | None, *, jobs
             waiting.append(device)
     pool = ThreadPoolExecutor(max_workers=max(1, min(jobs, len(waiting) or 1)), thread_name_prefix="device")
     try:
-        running = {pool.submit(_attempt, one, device): device for device in waiting}
-        for future in as_completed(running):
-            device = running[future]
-            outcomes[device.name] = future.result()
-            if journal is not None:
-                journal.add(device, outcomes[device.name])
+        for future in as_completed([pool.submit(_attempt, one, device, journal) for device in waiting]):
+            outcomes[future.result().device] = future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return [outcomes[device.name] for device in devices]
 
 
-def _attempt(one: Deploy, device: Device) -> Outcome:
+def _attempt(one: Deploy, device: Device, journal: Journal | None) -> Outcome:
     try:
         deployed = one(device)
+        outcome = Outcome(device=device.name, status=deployed.status, detail=document(deployed))
     except EdgepackError as error:
-        log.warn(f"{device.name}: {error.message}")
-        detail = {"id": error.id, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        return Outcome(device=device.name, status="failed", detail=detail)
+        outcome = _failed(device, error.id, error.message, error.hint, error.exit_code)
     except Exception as error:  # a bug on the way to one device must not hide the outcomes of the others
-        log.warn(f"{device.name}: {type(error).__name__}: {error}")
-        detail = {"id": "EP700", "message": f"{type(error).__name__}: {error}", "hint": "", "exit_code": 70}
-        return Outcome(device=device.name, status="failed", detail=detail)
-    return Outcome(device=device.name, status=deployed.status, detail=document(deployed))
+        outcome = _failed(device, "EP700", f"{type(error).__name__}: {error}", "", 70)
+    if journal is not None:
+        journal.add(device, outcome)
+    return outcome
+
+
+def _failed(device: Device, id: str, message: str, hint: str, exit_code: int) -> Outcome:
+    log.warn(f"{device.name}: {message}")
+    detail = {"id": id, "message": message, "hint": hint, "exit_code": exit_code}
+    return Outcome(device=device.name, status="failed", detail=detail)
 
 
 def document(deployed: Deployed) -> dict[str, Any]:

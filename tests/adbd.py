@@ -20,6 +20,7 @@ SUITE = "trixie"
 SECONDS = 240.0  # for everything that apt does
 INSIDE = """
 ip link set lo up
+echo $$ >"$1/pid"
 adb -L "localfilesystem:$1/adb.sock" nodaemon server >"$1/server.log" 2>&1 &
 exec "$2" --library-path "$3" "$4" >"$1/adbd.log" 2>&1
 """

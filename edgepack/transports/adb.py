@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgepack import log, process
+from edgepack.cache import out_of_space
 from edgepack.errors import DeviceFailed, DeviceUnreachable, ToolMissing, UsageError
 from edgepack.transports import remote as other_side
 from edgepack.types import Completed, Device
@@ -66,7 +67,7 @@ class Adb:
 
     def run(self, argv: list[str], timeout: float, *, stdin: bytes | None = None) -> Completed:
         """Run a program on the device; `timeout` in seconds, then it is killed there."""
-        log.command(("adb", "-s", self.device.address, "shell", *argv))
+        log.command(("adb", "-s", self.device.address, "shell", *other_side.shown(argv)))
         started = time.monotonic()
         stdout, stderr = bytearray(), bytearray()
         feed = [stdin[at : at + BLOCK] for at in range(0, len(stdin), BLOCK)] if stdin else ()
@@ -91,7 +92,7 @@ class Adb:
         """Copy a file from the device."""
         scratch, stderr = local.with_name(f".{local.name}.part"), bytearray()
         try:
-            with scratch.open("wb") as file:
+            with out_of_space(local.parent), scratch.open("wb") as file:
                 code = self._execute(other_side.pulling(remote), (), file.write, stderr, None)
             other_side.check_pulled(self.device.name, remote, code, bytes(stderr))
             scratch.replace(local)
@@ -357,9 +358,11 @@ class _Shell:
 
 def _send(shell: _Shell, feed: Iterable[bytes]) -> None:
     with contextlib.suppress(OSError, ValueError):  # a program that ended early: its exit code tells why
-        for block in feed:
-            shell.send(STDIN, block)
-        shell.send(CLOSE_STDIN, b"")
+        try:
+            for block in feed:
+                shell.send(STDIN, block)
+        finally:
+            shell.send(CLOSE_STDIN, b"")  # also when a file could not be read to its end: the size is checked there
 
 
 def _blocks(path: Path, offset: int, size: int) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgepack import process
+from edgepack.cache import out_of_space
 from edgepack.errors import DeviceFailed
 from edgepack.types import Completed, Device
 
@@ -44,7 +45,8 @@ class Local:
     def pull(self, remote: str, local: Path) -> None:
         """Copy a file from its place."""
         try:
-            shutil.copyfile(remote, local)
+            with out_of_space(local.parent):
+                shutil.copyfile(remote, local)
         except OSError as error:
             raise DeviceFailed(f"{remote} could not be read: {error.strerror}.", "", id="EP623") from error
 

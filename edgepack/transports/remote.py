@@ -31,6 +31,11 @@ def command(argv: list[str]) -> str:
     return shlex.join(["sh", "-c", RUN, "edgepack", *argv])
 
 
+def shown(argv: list[str]) -> list[str]:
+    """`argv` as people want to read it: without the text of scripts."""
+    return ["(script)" if "\n" in word else word for word in argv]
+
+
 def killing(pid: int) -> str:
     """The shell command line that kills a program started by `command`."""
     return shlex.join(["sh", "-c", script("kill"), "edgepack", str(pid)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgepack import log, process
+from edgepack.cache import out_of_space
 from edgepack.errors import DeviceUnreachable
 from edgepack.transports import remote as other_side
 from edgepack.transports.ssh_settings import OPTIONS, parse_address
@@ -42,7 +43,7 @@ class Ssh:
 
     def run(self, argv: list[str], timeout: float, *, stdin: bytes | None = None) -> Completed:
         """Run a program on the device; `timeout` in seconds, then it is killed there."""
-        log.command(("ssh", self.device.name, *argv))
+        log.command(("ssh", self.device.name, *other_side.shown(argv)))
         started = time.monotonic()
         stdout, stderr = _Kept(), _Kept()
         feed = [stdin[at : at + BLOCK] for at in range(0, len(stdin), BLOCK)] if stdin else ()
@@ -66,7 +67,7 @@ class Ssh:
         """Copy a file from the device."""
         scratch, stderr = local.with_name(f".{local.name}.part"), _Kept()
         try:
-            with scratch.open("wb") as file:
+            with out_of_space(local.parent), scratch.open("wb") as file:
                 code = self._execute(other_side.pulling(remote), (), file.write, stderr, None)
             other_side.check_pulled(self.device.name, remote, code, stderr.data())
             scratch.replace(local)
@@ -101,6 +102,7 @@ class Ssh:
         try:
             while not session.status_event.wait(_TICK if end is None else min(_TICK, max(0.0, end - time.monotonic()))):
                 link.check()
+                _raise_failure(outputs)
                 if end is not None and time.monotonic() >= end and timeout is not None:
                     self._kill(link, stderr)
                     raise process.TimedOut(timeout, other_side.without_pid(stderr.data()).decode("utf-8", "replace"))
@@ -140,9 +142,9 @@ class Ssh:
                 id="EP518",
             ) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
-            link.close()
-            self._link = None
-            if link.transport.saved_exception is None and isinstance(error, (TimeoutError, paramiko.SSHException)):
+            stands = link.transport.is_active()
+            self.close()
+            if stands:
                 raise DeviceUnreachable(
                     f"{self.device.name}: the ssh server didn't answer within {seconds:g} s, although the connection "
                     "stands.",
@@ -159,8 +161,7 @@ class Ssh:
             while worker.is_alive() and before != worker.bytes:
                 before = worker.bytes
                 worker.join(_LINGER)
-            if isinstance(worker.failure, OSError) and link.transport.is_active():
-                raise worker.failure  # this machine's disk
+        _raise_failure(outputs)
         if session.exit_status == -1 and not link.transport.is_active():
             raise link.lost()
         return 255 if session.exit_status == -1 else int(session.exit_status)
@@ -235,13 +236,22 @@ class _Worker(threading.Thread):
 
 
 def _send(worker: _Worker, session: Any, link: Link, feed: Iterable[bytes | memoryview]) -> None:
-    for block in feed:
-        with session.lock:  # the window that the server opens; what it adds later is only what it has taken
-            session.out_window_size = min(session.out_window_size, AHEAD)
-        session.sendall(block)
-        worker.bytes += len(block)
-        link.heard()
-    session.shutdown_write()
+    try:
+        for block in feed:
+            with session.lock:  # the window that the server opens; what it adds later is only what it has taken
+                session.out_window_size = min(session.out_window_size, AHEAD)
+            session.sendall(block)
+            worker.bytes += len(block)
+            link.heard()
+    finally:
+        session.shutdown_write()  # also when a file could not be read to its end: the size is checked there
+
+
+def _raise_failure(outputs: list[_Worker]) -> None:
+    """Raise what stopped a stream on this machine, such as a full disk; the device would wait for ever."""
+    for worker in outputs:
+        if worker.failure is not None:
+            raise worker.failure
 
 
 def _receive(worker: _Worker, read: Callable[[int], bytes], link: Link, write: Callable[[bytes], Any]) -> None:

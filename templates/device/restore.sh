@@ -25,20 +25,24 @@ if [ -n "$pid" ]; then
     [ "$now" -ge $((deadline + 10)) ] && break
   done
   first "$child" && [ -n "$line" ] && kill -KILL "$line"
+fi
+if [ -f "$journal" ]; then
+  first "$prefix/proc/sys/kernel/random/boot_id"
+  boot=$line
+  while read -r file set before; do
+    if [ "$file" = boot ]; then
+      [ "$set" = "${boot:--}" ] || break # the machine was started anew since: the clocks are its own
+      continue
+    fi
+    first "$prefix$file"
+    [ "$line" = "$set" ] || echo "moved $file $line"
+    { printf '%s\n' "$before" >"$prefix$file"; } 2>/dev/null
+    first "$prefix$file"
+    if [ "$line" = "$before" ]; then echo "restored $file $before"; else echo "stuck $file $line"; fi
+  done <"$journal"
+  rm -f "$journal"
+fi
+if [ -n "$child" ] && [ -f "$child" ]; then
+  sleep 1 # what is left of the script may write another one
   rm -f "$child" "${child%.child}.stderr" "${child%.child}.failed"
 fi
-[ -f "$journal" ] || exit 0
-first "$prefix/proc/sys/kernel/random/boot_id"
-boot=$line
-while read -r file set before; do
-  if [ "$file" = boot ]; then
-    [ "$set" = "${boot:--}" ] || break # the machine was started anew since: the clocks are its own
-    continue
-  fi
-  first "$prefix$file"
-  [ "$line" = "$set" ] || echo "moved $file $line"
-  { printf '%s\n' "$before" >"$prefix$file"; } 2>/dev/null
-  first "$prefix$file"
-  if [ "$line" = "$before" ]; then echo "restored $file $before"; else echo "stuck $file $line"; fi
-done <"$journal"
-rm -f "$journal"

@@ -486,7 +486,7 @@ def test_a_board_with_nothing_but_a_small_toolbox_works(make, root: Path, tmp_pa
 
 def test_a_refused_bundle_reaches_no_disk(make, root: Path) -> None:
     opened = session(root)
-    opened.probe = replace(opened.probe, machine="riscv64")
+    opened._probe = replace(opened.probe, machine="riscv64")
 
     with pytest.raises(DeviceFailed, match=r"built for x86_64.*the device is riscv64"):
         opened.deploy(make())

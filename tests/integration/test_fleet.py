@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -149,3 +150,15 @@ def test_a_device_of_the_same_name_at_another_address_is_another_one(lab) -> Non
 
     again = fleet.Journal(bundle.manifest["digest"], resume=True)
     assert again.finished(devices[0]) and not again.finished(moved)
+
+
+def test_devices_are_reached_at_the_same_time(lab) -> None:
+    """The first message of every device is under way before any is answered."""
+    bundle, devices, _, _ = lab
+    together = threading.Barrier(5, timeout=30)
+
+    def one(entry: Device) -> Deployed:
+        session = DeviceSession(entry, Link(entry, at_call=lambda n: together.wait() if n == 1 else None))
+        return session.deploy(bundle)
+
+    assert not any(outcome.failed for outcome in fleet.run(devices[:5], one, None))

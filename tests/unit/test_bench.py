@@ -102,7 +102,7 @@ def test_heat_that_nobody_tells_of_favours_no_variant() -> None:
 
 
 def test_a_device_that_throttles_is_cooled_and_measured_again_and_then_not_believed() -> None:
-    device = SimulatedDevice(FAST, hot=95.0, warm_seconds=0.2)
+    device = SimulatedDevice(FAST, hot=110.0, warm_seconds=0.2)
 
     figure = one(device)
 
