@@ -25,7 +25,7 @@ from edgepack.types import MeasuredBlock, Measurement, Probe
 
 SCHEMA = 1
 SECONDS = 5.0  # of timed runs of each variant
-LEAST_RUNS = 30
+BLOCK_RUNS = 5  # at least
 ALONE_ROUNDS = 4  # of a variant that is compared with none: eight processes
 WARM_ROUNDS = 1 / 3  # of the rounds, at most, may be warm-up
 REDO = 2
@@ -153,7 +153,7 @@ class Plan:
 
     def program(self, case: Case) -> tuple[str, ...]:
         """The words that run the harness once."""
-        runs = 1 if self.emulated else -(-LEAST_RUNS // (2 * self.rounds)) + 1
+        runs = 1 if self.emulated else BLOCK_RUNS
         words = [f"./bin/edgepack-{case.engine}", "bench", "--variant", f"variants/{case.variant}"]
         words += ["--golden", "golden", "--threads", str(case.threads), "--min-runs", str(runs)]
         seconds = f"{self.block_seconds:.3f}"

@@ -95,7 +95,9 @@ def make_bundle(
             "target": {**asdict(profile), "bounds": {str(k): asdict(v) for k, v in profile.bounds.items()}},
             "inputs": [spec],
             "outputs": [{**spec, "name": "y"}],
-            "variants": [{"name": v, "engine": "null", "harness": "bin/edgepack-null"} for v in variants],
+            "variants": [
+                {"name": v, "engine": "null", "precision": "fp32", "harness": "bin/edgepack-null"} for v in variants
+            ],
         }
         bundles.write_manifest(scratch, facts)
     return open_bundle(folder)

@@ -23,7 +23,6 @@ finish() {
     kill -KILL "$child" 2>/dev/null
   fi
   [ ! -f "$journal" ] || sh -c "$restore" edgepack "$journal" "$prefix"
-  [ -z "$guard" ] || kill "$guard" 2>/dev/null
   rm -f "$own.child" "$own.stderr" "$own.failed"
 }
 trap finish EXIT
@@ -120,9 +119,10 @@ change() { # FILE VALUE
 }
 watch() {
   command -v setsid >/dev/null 2>&1 || return
-  setsid sh -c "$restore" edgepack "$journal" "$prefix" $$ "$limit" "$deadline" "$own.child" \
-    >/dev/null 2>&1 </dev/null &
-  guard=$!
+  # A grandchild, so that who kills this script with all its children doesn't find it.
+  (setsid sh -c "$restore" edgepack "$journal" "$prefix" $$ "$limit" "$deadline" "$own.child" \
+    >/dev/null 2>&1 </dev/null &)
+  guard=yes
 }
 first "$prefix/proc/sys/kernel/random/boot_id"
 if [ "$govern" = yes ] && [ -n "$policies" ]; then

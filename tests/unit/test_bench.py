@@ -102,7 +102,7 @@ def test_heat_that_nobody_tells_of_favours_no_variant() -> None:
 
 
 def test_a_device_that_throttles_is_cooled_and_measured_again_and_then_not_believed() -> None:
-    device = SimulatedDevice(FAST, hot=95.0, warm_seconds=0.2)
+    device = SimulatedDevice(FAST, hot=110.0, warm_seconds=0.2)
 
     figure = one(device)
 
@@ -126,7 +126,8 @@ def test_a_device_that_was_only_hot_at_first_is_believed_in_the_end() -> None:
 
 
 def test_a_slowdown_that_sysfs_doesnt_tell_is_found_by_the_canary() -> None:
-    device = SimulatedDevice(FAST, tree=dict(NO_CPUFREQ), disturb=lambda now: 1.5**now)
+    device = SimulatedDevice(FAST, tree=dict(NO_CPUFREQ))
+    device.disturb = lambda now: 1.3 if (device.blocks - 1) % 8 >= 4 else 1.0
 
     figure = one(device)
 
