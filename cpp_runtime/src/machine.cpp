@@ -65,7 +65,8 @@ class ThisMachine final : public Machine {
     for (const std::string& thread : names_in("/proc/self/task")) {
       cpu_set_t set;
       CPU_ZERO(&set);
-      if (sched_getaffinity(std::atoi(thread.c_str()), sizeof set, &set) == 0) CPU_OR(&all, &all, &set);
+      if (sched_getaffinity(static_cast<pid_t>(std::strtol(thread.c_str(), nullptr, 10)), sizeof set, &set) == 0)
+        CPU_OR(&all, &all, &set);
     }
     std::vector<int> cpus;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {

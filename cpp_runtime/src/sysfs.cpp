@@ -3,7 +3,9 @@
 #include <dirent.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <string_view>
 
 #include "file.h"
@@ -19,12 +21,13 @@ std::string line_of(const std::string& path) {
 
 bool whole_line(const std::string& path, int64_t* value) {
   const std::string text = line_of(path);
-  char after = 0;
-  long long number = 0;
-  if (std::sscanf(text.c_str(), "%lld%c", &number, &after) != 1) return false;
-  *value = number;
-  return true;
+  char* end = nullptr;
+  errno = 0;
+  *value = std::strtoll(text.c_str(), &end, 10);
+  return !text.empty() && *end == '\0' && errno == 0;
 }
+
+std::string join(std::string folder, const std::string& name) { return folder.append("/").append(name); }
 
 // "cpu12" is 12; -1 for all that isn't a prefix and a number.
 int number_after(const std::string& name, std::string_view prefix) {
@@ -47,9 +50,9 @@ std::vector<Clock> read_clocks(const std::string& root) {
   for (const std::string& name : names_in(folder)) {
     Clock clock;
     clock.cpu = number_after(name, "cpu");
-    const std::string scaling = folder + "/" + name + "/cpufreq/scaling_";
-    if (clock.cpu < 0 || !whole_line(scaling + "cur_freq", &clock.khz)) continue;
-    clock.governor = line_of(scaling + "governor");
+    const std::string scaling = join(folder, name + "/cpufreq");
+    if (clock.cpu < 0 || !whole_line(join(scaling, "scaling_cur_freq"), &clock.khz)) continue;
+    clock.governor = line_of(join(scaling, "scaling_governor"));
     clocks.push_back(clock);
   }
   std::sort(clocks.begin(), clocks.end(), [](const Clock& a, const Clock& b) { return a.cpu < b.cpu; });
@@ -61,13 +64,11 @@ std::vector<Temperature> read_temperatures(const std::string& root) {
   std::vector<Temperature> temperatures;
   for (const std::string& name : names_in(folder)) {
     Temperature temperature;
+    const std::string zone = join(folder, name);
     // A zone whose sensor is switched off fails to be read.
-    if (number_after(name, "thermal_zone") < 0 ||
-        !whole_line(folder + "/" + name + "/temp", &temperature.millidegrees)) {
-      continue;
-    }
+    if (number_after(name, "thermal_zone") < 0 || !whole_line(join(zone, "temp"), &temperature.millidegrees)) continue;
     temperature.zone = name;
-    temperature.type = line_of(folder + "/" + name + "/type");
+    temperature.type = line_of(join(zone, "type"));
     temperatures.push_back(temperature);
   }
   std::sort(temperatures.begin(), temperatures.end(), [](const Temperature& a, const Temperature& b) {

@@ -11,7 +11,8 @@ size_t allocations = 0;
 
 }  // namespace
 
-// The linker puts these in the place of the C library's (see CMakeLists.txt).
+// The linker puts these in the place of the C library's (see CMakeLists.txt); the names are its choice.
+// NOLINTBEGIN(bugprone-reserved-identifier)
 extern "C" {
 void* __real_malloc(size_t size);
 void* __real_calloc(size_t count, size_t size);
@@ -40,6 +41,7 @@ void* __wrap_aligned_alloc(size_t alignment, size_t size) {
   return __real_aligned_alloc(alignment, size);
 }
 }
+// NOLINTEND(bugprone-reserved-identifier)
 
 // Those of the C++ library, which the wrapping does not reach.
 void* operator new(size_t size) { return std::malloc(size); }

@@ -170,21 +170,21 @@ TEST("several threads may use one handle: calls come one after the other, and er
   CHECK_EQ(EDGEPACK_OK, edgepack_set_input(v, 1, &number, sizeof number));
   CHECK_EQ(EDGEPACK_OK, edgepack_run(v));
   std::atomic<int> wrong{0};
-  const auto work = [&](int self) {
+  const auto work = [&](size_t self) {
     for (int i = 0; i < 300; ++i) {
       float image[6] = {};
       wrong += edgepack_set_input(v, 0, kImage, sizeof kImage) != EDGEPACK_OK;
       wrong += edgepack_run(v) != EDGEPACK_OK;
       wrong += edgepack_get_output(v, 0, image, sizeof image) != EDGEPACK_OK;
       wrong += std::memcmp(image, kImage, sizeof image) != 0;
-      wrong += edgepack_get_output(v, static_cast<size_t>(self + 2), image, sizeof image) == EDGEPACK_OK;
+      wrong += edgepack_get_output(v, self + 2, image, sizeof image) == EDGEPACK_OK;
       char text[80];
       edgepack_copy_error(v, text, sizeof text);
       wrong += std::strncmp(text, "there is no output ", 19) != 0;
     }
   };
   std::vector<std::thread> threads;
-  for (int self = 0; self < 4; ++self) threads.emplace_back(work, self);
+  for (size_t self = 0; self < 4; ++self) threads.emplace_back(work, self);
   for (std::thread& thread : threads) thread.join();
   CHECK_EQ(0, wrong.load());
   edgepack_close(v);
