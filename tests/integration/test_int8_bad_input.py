@@ -18,7 +18,7 @@ from edgepack.errors import ToolFailed, ToolMissing
 from edgepack.quantizers.static import StaticQuantizer
 from edgepack.types import Artifact, Calibration, Model, Precision
 from tests.conftest import missing
-from tests.integration.test_onnxruntime import calibration_of, folder_of, images, model_of
+from tests.integration.test_onnxruntime import calibration_of, expected, folder_of, images, model_of
 from tests.models import tiny_classifier
 
 Change = Callable[[dict[str, np.ndarray], np.ndarray], None]
@@ -137,3 +137,20 @@ def test_infinity_in_an_activation_names_it(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(ToolFailed, match="compute NaN or infinity in r1"):
         StaticQuantizer().quantize(model, calibration, (), tmp_path / "out")
+
+
+def test_the_error_of_coarse_weights_does_not_shift_the_mean_of_an_output(tmp_path: Path) -> None:
+    def shifted(weights: dict[str, np.ndarray], samples: np.ndarray) -> None:
+        samples += 20.0
+        weights["w1"] += 0.3 * np.sign(weights["w1"])
+        weights["w1"][:, 0, 0, 0] = 25.0  # one large weight a channel: the others have few steps
+
+    model, calibration = prepared(tmp_path, shifted)
+    wanted = expected(model, np.load(calibration.path / "0.npy"))[0]
+    for name, make in {"onnxruntime": onnxruntime_int8, "tflite": tflite_int8}.items():
+        folder = tmp_path / name
+        (folder / "ran").mkdir(parents=True)
+        engine = OnnxRuntime() if name == "onnxruntime" else TFLite()
+        engine.run(make(model, calibration, folder), model, calibration.path, folder / "ran")
+        shift = np.abs((np.load(folder / "ran" / "0.npy") - wanted).mean(axis=(0, 1)))
+        assert shift.max() < 0.01 * np.abs(wanted).mean(), name
