@@ -76,4 +76,5 @@ def native(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Native:
     """Harnesses for this machine, with sanitizers; each is compiled once."""
     need("cmake", "apt install cmake")
     need("g++", "apt install g++")
-    return Native(tmp_path_factory.mktemp("native"), cache)
+    folder = cache / "native" if "EDGEPACK_TEST_CACHE" in os.environ else tmp_path_factory.mktemp("native")
+    return Native(folder, cache)

@@ -78,8 +78,9 @@ class Native:
         if engine == "ncnn":
             arguments += self.ncnn_arguments(home)
         elif engine != "null":
-            (home / "lib").mkdir(parents=True)
+            (home / "lib").mkdir(parents=True, exist_ok=True)
             library = self.library(engine)
+            (home / "lib" / library.name).unlink(missing_ok=True)
             (home / "lib" / library.name).symlink_to(library)
             arguments.append(f"-DEDGEPACK_ENGINE_LIBRARY={library.name}")
         arguments.append(f"-DEDGEPACK_ENGINE_VERSION={version}")
@@ -87,13 +88,15 @@ class Native:
         done([shutil.which("cmake"), "-S", ROOT / "cpp_runtime", "-B", home / "build", *generator, *arguments])
         jobs = str(os.cpu_count() or 1)
         done([shutil.which("cmake"), "--build", home / "build", "--target", f"edgepack-{engine}", "--parallel", jobs])
-        (home / "bin").mkdir()
+        (home / "bin").mkdir(exist_ok=True)
         return Path(shutil.copy2(home / "build" / f"edgepack-{engine}", home / "bin"))
 
     def ncnn_arguments(self, home: Path) -> list[str]:
         """No more of ncnn than the test's model needs, and one set of instructions: all under a minute of compiling."""
         with mock.patch.dict(os.environ, {"EDGEPACK_CACHE": str(self.cache)}):
-            source = ncnn_source.unpack(runtimes.source("ncnn"), home / "ncnn")
+            source = next((home / "ncnn").glob("*/src"), home).parent
+            if source == home.parent:
+                source = ncnn_source.unpack(runtimes.source("ncnn"), home / "ncnn")
         off = [*ncnn_source._X86_NEVER, "AVX", "FMA", "F16C", "AVX2", "AVX512", "AVX512VNNI", "RUNTIME_CPU"]
         off += ["BF16", "INT8", "C_API", "PIXEL", "PIXEL_ROTATE", "PIXEL_AFFINE", "PIXEL_DRAWING", "PLATFORM_API"]
         layers = ncnn_source.layer_arguments([ncnn_source.LAYERS + ";".join(LAYERS)], source, host().arch)
