@@ -47,7 +47,7 @@ from activations import Seen, rows
 
 RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
 JUDGED = 64  # calibration samples that decide between them
-GOOD = 25.0  # dB; from here on the differences between ranges are chance
+GOOD = 22.0  # dB; from here on the differences between ranges are chance
 CLEARLY = 0.5  # dB by which a later rule must be better
 TINY = 1e-8  # a range below this is a dead tensor or channel: nothing but zeros is ever seen
 TABLE = 1024  # values; a smaller table isn't worth a DequantizeLinear
