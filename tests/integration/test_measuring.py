@@ -268,6 +268,17 @@ def test_the_guard_ends_a_script_that_the_host_forgot(board: Callable[..., Place
     assert eventually(lambda: gone(tmp_path))
 
 
+def test_what_takes_long_comes_in_several_answers(board: Callable[..., Place], tmp_path: Path) -> None:
+    place = board(RASPBERRY_PI_4)
+    uptime = tmp_path / "tree/proc/uptime"
+    write(tmp_path / "bundle" / "long", GOOD + f"echo 1050.00 1 >{shlex.quote(str(uptime))}\n")
+
+    answer = measure(place, order(("./long",), turns=(0, 0, 0), limit=10, deadline=60))
+
+    assert len(answer.blocks) == 1 and not answer.blocks[0].error
+    assert governors(tmp_path / "tree") == {"policy0": "ondemand"}
+
+
 @pytest.mark.parametrize("boot", ["the same boot", "another boot"])
 def test_what_a_killed_guard_left_is_put_back_by_the_next_measuring(
     boot: str, board: Callable[..., Place], tmp_path: Path
