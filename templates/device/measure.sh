@@ -144,7 +144,7 @@ fi
 [ -n "$guard" ] || watch # it also ends a program that hangs
 
 if [ -n "$mask" ]; then
-  taskset "$mask" true || exit 67
+  taskset "$mask" sh -c : || exit 67
   set_mask="taskset $mask"
 fi
 $set_mask sh -c 'while read -r key value; do [ "$key" != Cpus_allowed_list: ] || echo "allowed $value"; done </proc/self/status'
