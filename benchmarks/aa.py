@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from edgepack import stats
-from edgepack.bench import Attempt, Case, Plan, interleaved, versus
+from edgepack.bench import Attempt, Case, Plan, interleaved
+from edgepack.figures import versus
 from edgepack.inventory import find
 from edgepack.measuring import Block, Place, State
 from edgepack.probe import probe

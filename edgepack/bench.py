@@ -7,23 +7,17 @@ process for each variant would make equal variants differ. A round runs all vari
 
 from __future__ import annotations
 
-import math
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from edgepack import __version__, conditions, log, stats
-from edgepack.bundle import Bundle, canonical
-from edgepack.cache import sha256_text
+from edgepack import conditions, log, stats
+from edgepack.bundle import Bundle
 from edgepack.errors import DeviceFailed, UsageError
+from edgepack.figures import figures, level, round_levels
 from edgepack.measuring import Answer, Block, Order, Place, measure
-from edgepack.types import MeasuredBlock, Measurement, Probe
+from edgepack.types import Measurement, Probe
 
-SCHEMA = 1
 SECONDS = 5.0  # of timed runs of each variant
 BLOCK_RUNS = 5  # at least
 ALONE_ROUNDS = 4  # of a variant that is compared with none: eight processes
@@ -32,14 +26,12 @@ REDO = 2
 COOLER = 2000  # millidegrees above the start that count as cooled down
 PATIENCE = 120  # seconds to wait for that
 BLIND_PATIENCE = 10  # seconds where the device tells no temperature
-BLOCK_LIMIT = 60.0  # seconds that a block may take beside its timed runs: loading, checking the outputs
-EMULATED_LIMIT = 600.0
+BLOCK_LIMIT = 300.0  # seconds that one block may take before it counts as hung
+EMULATED_LIMIT = 900.0
+CALL_SECONDS = 120.0  # after which a round trip ends: what is lost with a link, and told by nobody meanwhile
 ANSWER_BYTES = 3_000_000  # of one answer; transports keep the last 4 MiB
 HELD = 600  # seconds for which a place is ours at first
 SHORTEST_RUN = 20e-6  # seconds, for the first answer's size
-QUANTILES = (("median", 0.5), ("lower quartile", 0.25))  # of a block, by which variants are compared
-
-Compared = dict[tuple[int, int], tuple[str, stats.Comparison]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +105,8 @@ def bench(
         words = "; ".join(f"{case}: {why}" for case, why in failures)
         raise DeviceFailed(f"{place.device.name}: no variant could be measured. {words}.", "", id="EP632")
     _tell_stuck(place, attempts)
-    figures = _figures(plan, bundle, attempts, cores)
     return Result(
-        measurements=tuple(figures),
+        measurements=tuple(figures(place, bundle, cases, attempts, cores)),
         failures=failures,
         seconds=time.monotonic() - started,
         measuring_seconds=sum(_seconds(attempt) for attempt in attempts),
@@ -144,7 +135,7 @@ class Plan:
         """How often all cases run forwards and backwards."""
         if self.emulated:
             return 1
-        return stats.rounds_needed(_level(len(self.cases))) if len(self.cases) > 1 else ALONE_ROUNDS
+        return stats.rounds_needed(level(len(self.cases))) if len(self.cases) > 1 else ALONE_ROUNDS
 
     @property
     def block_seconds(self) -> float:
@@ -190,17 +181,18 @@ class Plan:
 
     def _call(self, order: list[int], cool: tuple[int, int]) -> Answer:
         limit = EMULATED_LIMIT if self.emulated else BLOCK_LIMIT + 3 * self.block_seconds
-        patience = len(order) * (limit if self.emulated else 3 * self.block_seconds + 10) + limit
-        if self.started + self.held < time.monotonic() + patience:
-            self.place.keep(int(patience))
-            self.started, self.held = time.monotonic(), patience
+        deadline = CALL_SECONDS + limit
+        if self.started + self.held < time.monotonic() + deadline + cool[1]:
+            self.held = deadline + cool[1] + HELD
+            self.place.keep(int(self.held))
+            self.started = time.monotonic()
         return measure(
             self.place,
             Order(
                 programs=tuple(self.program(case) for case in self.cases),
                 order=tuple(order),
                 limit=limit,
-                deadline=patience,
+                deadline=deadline,
                 govern=not self.emulated,
                 cool=cool,
                 mask=self.mask,
@@ -249,43 +241,6 @@ def interleaved(cases: int, rounds: int, *, once: bool = False) -> list[tuple[in
             row.reverse()
         everything += [(turn, case) for case in (row if once else row + row[::-1])]
     return everything
-
-
-def round_levels(attempt: Attempt, cases: Sequence[int], quantile: float) -> stats.Floats:
-    """Logarithms of a quantile of the steady runs [cases, rounds]; the blocks of a round are averaged."""
-    table = []
-    for case in cases:
-        rounds: dict[int, list[float]] = {}
-        for _, turn, block in attempt.blocks[case]:
-            steady = block.samples[stats.steady_start(block.samples) :]
-            rounds.setdefault(turn, []).append(math.log(max(float(np.quantile(steady, quantile)), 1.0)))
-        table.append([sum(rounds[turn]) / len(rounds[turn]) for turn in sorted(rounds)])
-    return np.array(table)
-
-
-def versus(attempt: Attempt, cases: Sequence[int]) -> Compared:
-    """(which quantile, comparison) of each case with each other one: how long the second takes relative to the first.
-
-    By the medians of the blocks; where these can't tell, by their lower quartiles: other programs only ever make runs
-    slower, so a busy machine blurs the lower quartile last. Both together are wrong as rarely as `stats.LEVEL` says,
-    over all pairs (Bonferroni). Where they contradict each other it is a tie.
-    """
-    found: Compared = {}
-    tables = {name: round_levels(attempt, cases, q)[:, attempt.warm_rounds :] for name, q in QUANTILES}
-    for i, a in enumerate(cases):
-        for j, b in enumerate(cases):
-            if a == b:
-                continue
-            both = [(name, stats.compare(t[i], t[j], level=_level(len(cases)))) for name, t in tables.items()]
-            verdicts = {told.verdict for _, told in both} - {"tie"}
-            chosen = next((each for each in both if {each[1].verdict} == verdicts), both[0])
-            found[a, b] = chosen if len(verdicts) < 2 else (chosen[0], replace(chosen[1], verdict="tie"))
-    return found
-
-
-def _level(cases: int) -> float:
-    """Each pair is compared twice."""
-    return stats.LEVEL / (cases * (cases - 1))
 
 
 def mask_of(cores: str, probe: Probe) -> str:
@@ -344,126 +299,3 @@ def _tell_stuck(place: Place, attempts: Sequence[Attempt]) -> None:
     for answer in (answer for attempt in attempts for answer in attempt.answers):
         for file, value in answer.stuck.items():
             log.warn(f"{place.device.name}: {file} could not be put back; it is {value!r} now. Restart the device.")
-
-
-# --- from blocks to figures -----------------------------------------------------------------------------------------
-
-
-def _figures(plan: Plan, bundle: Bundle, attempts: Sequence[Attempt], cores: str) -> Iterator[Measurement]:
-    attempt, place = attempts[-1], plan.place
-    good = [index for index in range(len(plan.cases)) if index not in attempt.errors]
-    files = {file["path"]: file["sha256"] for file in bundle.manifest["files"]}
-    cpus = len(place.probe.cpus) or 1
-    shared: dict[str, Any] = {
-        "schema": SCHEMA,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "session": uuid.uuid4().hex,
-        "edgepack": __version__,
-        "model": bundle.manifest["name"],
-        "bundle": bundle.manifest["digest"],
-        "target": bundle.manifest["target"]["name"],
-        "cores": cores,
-        "allowed_cpus": attempt.answers[0].allowed,
-        "how": place.how,
-        "emulator": " ".join(place.prefix),
-        "conditions": conditions.record(attempt.answers),
-        "warmup_rounds": attempt.warm_rounds,
-        "valid": not attempt.doubts,
-        "reason": "; ".join(attempt.doubts),
-        "attempts": tuple("; ".join(each.doubts) for each in attempts),
-        "notes": tuple(conditions.notes(attempt.answers, cpus)),
-    }
-    compared = versus(attempt, good) if not plan.emulated and not attempt.doubts else {}
-    for index in good:
-        case = plan.cases[index]
-        context = attempt.blocks[index][0][2].context
-        prefix = f"variants/{case.variant}/"
-        yield Measurement(
-            **shared,
-            variant=case.variant,
-            engine=case.engine,
-            engine_version=str(context.get("engine_version", "")),
-            precision=case.precision,
-            threads=case.threads,
-            harness_sha256=files.get(f"bin/edgepack-{case.engine}", ""),
-            model_sha256=sha256_text(canonical({p: sha for p, sha in files.items() if p.startswith(prefix)})),
-            device=_device(place, str(context.get("cpu", ""))),
-            blocks=(blocks := _blocks(attempt.blocks[index])),
-            statistics=statistics(blocks, attempt.warm_rounds),
-            comparisons=tuple(
-                {"with": str(plan.cases[a]), "of": name, **asdict(told)}
-                for (a, b), (name, told) in compared.items()
-                if b == index
-            ),
-            rank=_rank(compared, index),
-        )
-
-
-def _blocks(blocks: Sequence[tuple[int, int, Block]]) -> tuple[MeasuredBlock, ...]:
-    return tuple(
-        MeasuredBlock(
-            position=position,
-            round=turn,
-            warmup=stats.steady_start(block.samples),
-            samples_ns=block.samples,
-            load_ns=block.load_ns,
-            first_ns=block.first_ns,
-            peak_rss_bytes=block.peak_rss_bytes,
-        )
-        for position, turn, block in blocks
-    )
-
-
-def statistics(blocks: Sequence[MeasuredBlock], warm_rounds: int) -> dict[str, Any]:
-    """What a record's blocks come to: the median with its interval, percentiles (None: too few samples), the rest.
-
-    The interval is that of the median over processes, from the medians of the blocks: runs of one process resemble each
-    other, so that many of them don't make the figure surer than a few processes do.
-    """
-    counted = [block for block in blocks if block.round >= warm_rounds]
-    series = [np.array(block.samples_ns[block.warmup :]) for block in counted]
-    pooled = np.concatenate(series)
-    median = stats.percentile(pooled, 0.5)
-    assert median is not None
-    interval = stats.quantile_interval([float(np.median(each)) for each in series])
-    low, high, coverage = interval or (None, None, None)
-
-    def middle(name: str) -> int | None:
-        values = [value for block in blocks if (value := getattr(block, name)) is not None]
-        return stats.percentile(values, 0.5) if values else None
-
-    return {
-        "samples": len(pooled),
-        "seconds": float(pooled.sum()) / 1e9,
-        "median_ns": median,
-        "interval_ns": None if low is None or high is None else [min(low, median), max(high, median)],
-        "interval_coverage": coverage,
-        **{f"p{round(q * 100)}_ns": stats.percentile(pooled, q) for q in (0.9, 0.95, 0.99)},
-        "fastest_ns": int(pooled.min()),
-        "slowest_ns": int(pooled.max()),
-        "load_ns": middle("load_ns"),
-        "first_ns": middle("first_ns"),
-        "peak_rss_bytes": max((b.peak_rss_bytes for b in blocks if b.peak_rss_bytes is not None), default=None),
-    }
-
-
-def _rank(compared: Compared, case: int) -> int | None:
-    """One more than how many are faster, or None where nothing was compared."""
-    others = [told for (_, b), (_, told) in compared.items() if b == case]
-    return 1 + sum(told.verdict == "slower" for told in others) if others else None
-
-
-def _device(place: Place, cpu: str) -> dict[str, Any]:
-    probe = place.probe
-    return {
-        "name": place.device.name,
-        "transport": place.device.transport,
-        "machine": probe.machine,
-        "cpu": cpu,
-        "clusters": [list(cluster) for cluster in probe.clusters],
-        "kernel": probe.kernel,
-        "os": probe.os,
-        "libc": f"{probe.libc} {probe.libc_version}".strip(),
-        "memory_mb": probe.memory_mb,
-        "npu": probe.npu,
-    }

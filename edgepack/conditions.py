@@ -109,6 +109,8 @@ def notes(answers: Sequence[Answer], cpus: int) -> list[str]:
         found.append("the device tells no temperature")
     if first.states and first.states[0].load > 0.3 * cpus:
         found.append(f"the machine was busy before: load {first.states[0].load:.2f} on {cpus} CPUs")
+    if any(answer.leftover for answer in answers):
+        found.append("clocks that an earlier measurement had left were put back first")
     if any(answer.moved for answer in answers):
         found.append("another program changed the clocks meanwhile")
     return found

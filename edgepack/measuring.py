@@ -50,6 +50,7 @@ class Place:
 class Order:
     """What to run: `programs` (words each) in an `order`, each for `limit` seconds and all for `deadline` at most.
 
+    What can't be begun ``limit`` seconds before the deadline is left out, and so is all after a program that failed.
     ``cool`` is (millidegree Celsius to wait for, seconds to wait at most), ``mask`` taskset's.
     """
 

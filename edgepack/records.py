@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import stats
-from edgepack.bench import SCHEMA, Result
+from edgepack.bench import Result
 from edgepack.cache import out_of_space
 from edgepack.errors import IntegrityError
+from edgepack.figures import SCHEMA
 from edgepack.report import columns
 from edgepack.types import MeasuredBlock, Measurement
 

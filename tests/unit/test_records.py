@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edgepack import bench, records
+from edgepack import figures, records
 from edgepack.errors import IntegrityError
 from edgepack.types import Measurement
 from tests.conftest import ROOT
@@ -65,7 +65,7 @@ def test_the_statistics_follow_from_the_samples_of_the_record(tmp_path: Path) ->
 
     (again,) = records.read(tmp_path / "r.jsonl")
 
-    assert bench.statistics(again.blocks, again.warmup_rounds) == figure.statistics
+    assert figures.statistics(again.blocks, again.warmup_rounds) == figure.statistics
 
 
 def test_programs_that_append_at_the_same_time_dont_mix_their_lines(tmp_path: Path) -> None:
