@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 from edgepack.cache import flush_folder, flush_tree, out_of_space, sha256_file, sha256_text
 from edgepack.errors import IntegrityError, UsageError
-from edgepack.types import Artifact, Binding, Bound, BundleFile, Precision, Target, TensorSpec
+from edgepack.types import Artifact, Binding, Bound, BundleFile, Precision, Preprocess, Target, TensorSpec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -30,6 +31,7 @@ ROLES = {
     "lib": "library",
     "include": "header",
     "licences": "licence",
+    "config": "build config",
 }
 
 
@@ -167,8 +169,12 @@ def write_variant(
     bound: Bound,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
+    preprocess: tuple[Preprocess | None, ...] = (),
 ) -> None:
-    """Copy an artifact's files to `folder` and write the ``variant.txt`` that the harness reads."""
+    """Copy an artifact's files to `folder` and write the ``variant.txt`` that the harness reads.
+
+    `preprocess` is what the user declared for each input, in their order, or () for nothing at all.
+    """
     folder.mkdir(parents=True)
     for name in artifact.files:
         shutil.copyfile(artifact.folder / name, folder / name)
@@ -180,6 +186,7 @@ def write_variant(
         *(f"file path={name}" for name in artifact.files),
         *(_tensor_line("input", s, b) for s, b in zip(inputs, artifact.inputs, strict=True)),
         *(_tensor_line("output", s, b) for s, b in zip(outputs, artifact.outputs, strict=True)),
+        *(_preprocess_line(index, how) for index, how in enumerate(preprocess) if how is not None),
     ]
     (folder / "variant.txt").write_text("\n".join(lines) + "\n")
 
@@ -197,6 +204,22 @@ def _tensor_line(kind: str, spec: TensorSpec, binding: Binding) -> str:
     if binding.scale is not None:
         fields += [f"scale={binding.scale:.9g}", f"zero_point={binding.zero_point}"]
     return " ".join([kind, *fields])
+
+
+def _preprocess_line(index: int, how: Preprocess) -> str:
+    resize = (how.resize,) if isinstance(how.resize, int) else how.resize
+    fields = [f"input={index}", f"layout={how.layout}", f"color={how.color}"]
+    fields += [f"resize={_sizes(resize)}"] if resize else []
+    fields += [f"fit={how.fit}", f"method={how.method}"]
+    fields += [f"crop={_sizes(how.crop)}"] if how.crop else []
+    if how.pad:
+        fields += [f"pad={_sizes(how.pad)}", f"pad_value={_floats(how.pad_value)}", f"pad_place={how.pad_place}"]
+    return " ".join(["preprocess", *fields, f"mean={_floats(how.mean)}", f"std={_floats(how.std)}"])
+
+
+def _floats(values: tuple[float, ...]) -> str:
+    """The float32 values that pre-processing computes with; nine digits tell every one from its neighbours."""
+    return ",".join(f"{struct.unpack('<f', struct.pack('<f', value))[0]:.9g}" for value in values)
 
 
 def _hex(name: str) -> str:

@@ -46,22 +46,32 @@ TARGET_KEYS = {
     "bounds": "a table",
     "emulator_cpu": "a string",
     "cmake_toolchain_file": "a string",
+    "size": "a string",
+    "static": "true or false",
+    "libraries": "a table",
 }
 REQUIRED = ("arch", "os", "libc", "libc_version", "engines", "precisions", "memory_mb")
 TARGET_CHOICES = {
     "arch": ("aarch64", "armhf", "riscv64", "x86_64"),
     "os": ("linux", "android"),
     "libc": ("glibc", "musl", "bionic"),
+    "size": ("fast", "small"),
 }
 BOUND_KEYS = ("cosine", "sqnr_db", "top1")
 OFF = "off"
-PREPROCESS_KEYS = ("layout", "color", "resize", "method", "crop", "mean", "std")
+OWN_LIBRARY = "onnxruntime"  # the engine whose shared library may be the user's own build
+PREPROCESS_KEYS = (
+    "layout", "color", "resize", "fit", "method", "crop", "pad", "pad_value", "pad_place", "mean", "std",
+)  # fmt: skip
 PREPROCESS_CHOICES = {
     "layout": ("NCHW", "NHWC", "CHW", "HWC", "NHW", "HW"),
     "color": ("RGB", "BGR", "GRAY"),
+    "fit": ("stretch", "inside", "height"),
     "method": ("bilinear", "nearest"),
+    "pad_place": ("center", "top_left"),
 }
 LARGEST_SIDE = 1 << 16
+LARGEST_NUMBER = 1e30  # of mean and std, and 1 / of std: what float32 holds with room to spare
 
 
 def load_target(name_or_path: str | Path, folder: Path | None = None) -> Target:
@@ -122,7 +132,9 @@ def _merged(path: Path, folder: Path, seen: tuple[Path, ...]) -> tuple[dict[str,
     _check_target(document)
     own = dict(document.content)
     if "cmake_toolchain_file" in own:
-        own["cmake_toolchain_file"] = str(_toolchain_file(document))
+        own["cmake_toolchain_file"] = str(_file(document, ("cmake_toolchain_file",)))
+    if "libraries" in own:
+        own["libraries"] = {engine: str(_file(document, ("libraries", engine))) for engine in own["libraries"]}
     parent, detect = own.pop("extends", None), own.pop("detect", False)
     if detect:
         if parent is not None:
@@ -202,6 +214,10 @@ def _check_engines(document: Document, table: Mapping[str, Any]) -> None:
                 where = (key, engine) if key == "absent" else (key,)
                 message = f"unknown engine {engine!r}.{near(engine, installed)}"
                 raise document.fail(where, message, f"Installed engines: {', '.join(installed)}.")
+    for engine in table.get("libraries", ()):
+        if engine != OWN_LIBRARY:
+            message = f"libraries.{engine}: a library of your own is taken for {OWN_LIBRARY} only."
+            raise document.fail(("libraries", engine), message, f'Write {OWN_LIBRARY} = "FILE".')
     for engine, why in table.get("absent", {}).items():
         if not isinstance(why, str) or not why.strip():
             raise document.fail(("absent", engine), f"absent.{engine} should say in a sentence why it is not offered.")
@@ -233,11 +249,17 @@ def _check_bound(document: Document, precision: str) -> None:
             raise document.fail((*where, key), f"{key} = {value!r} should be {wanted}.")
 
 
-def _toolchain_file(document: Document) -> Path:
-    key = "cmake_toolchain_file"
-    path = document.path.parent / Path(document.content[key]).expanduser()
+def _file(document: Document, where: tuple[str, ...]) -> Path:
+    """The file that a key names, seen from the profile."""
+    value: Any = document.content
+    for key in where:
+        value = value[key]
+    name = ".".join(where)
+    if not isinstance(value, str):
+        raise document.fail(where, f"{name} = {value!r} should be the path of a file.")
+    path = document.path.parent / Path(value).expanduser()
     if not path.is_file():
-        raise document.fail((key,), f"{key}: {path} doesn't exist.", "A relative path is seen from this file.")
+        raise document.fail(where, f"{name}: {path} doesn't exist.", "A relative path is seen from this file.")
     return path.resolve()
 
 
@@ -266,6 +288,9 @@ def _target(path: Path, content: Mapping[str, Any], document: Document) -> Targe
         bounds={p: _bound(BOUNDS[p], content.get("bounds", {}).get(str(p), {})) for p in Precision},
         emulator_cpu=content.get("emulator_cpu", "max"),
         cmake_toolchain_file=content.get("cmake_toolchain_file"),
+        size=content.get("size", "fast"),
+        static=content.get("static", True),
+        libraries=dict(content.get("libraries", {})),
     )
 
 
@@ -296,12 +321,13 @@ def _preprocess(document: Document, name: str) -> Preprocess:
                 (*where, key), f"{key} = {value!r} is not known.{guess}", f"One of {', '.join(allowed)}."
             )
     fields = {key: table[key] for key in PREPROCESS_CHOICES if key in table}
-    for key in ("resize", "crop"):
+    for key in ("resize", "crop", "pad"):
         if key in table:
             fields[key] = _sizes(document, where, key, table[key])
-    for key in ("mean", "std"):
+    for key in ("mean", "std", "pad_value"):
         if key in table:
             fields[key] = _numbers(document, where, key, table[key], 1 if table.get("color") == "GRAY" else 3)
+    _check_pad(document, where, fields)
     _check_scale(document, where, fields)
     return Preprocess(**fields)
 
@@ -324,7 +350,27 @@ def _numbers(document: Document, where: tuple[str, ...], key: str, value: Any, c
         raise document.fail((*where, key), message)
     if key == "std" and 0 in values:
         raise document.fail((*where, key), "std divides, so it can't be 0.", "1 leaves values as they are.")
+    if any(abs(each) > LARGEST_NUMBER or (key == "std" and abs(each) < 1 / LARGEST_NUMBER) for each in values):
+        raise document.fail((*where, key), f"{key} = {value!r} is too far from 1 for float32.")
     return tuple(float(each) for each in values)
+
+
+def _check_pad(document: Document, where: tuple[str, ...], fields: Mapping[str, Any]) -> None:
+    """Keys that only make sense together."""
+    if fields.get("fit", "stretch") != "stretch" and not isinstance(fields.get("resize"), tuple):
+        raise document.fail((*where, "fit"), f"fit = {fields['fit']!r} needs resize = [height, width] to fit into.")
+    pad, crop = fields.get("pad"), fields.get("crop")
+    for key in ("pad_value", "pad_place"):
+        if key in fields and pad is None:
+            raise document.fail((*where, key), f"{key} does nothing without pad.", "Add pad = [height, width].")
+    if pad and crop and (crop[0] > pad[0] or crop[1] > pad[1]):
+        raise document.fail((*where, "pad"), f"pad = {list(pad)} is smaller than crop = {list(crop)}.")
+    if not all(0 <= each <= 255 for each in fields.get("pad_value", ())):
+        raise document.fail(
+            (*where, "pad_value"),
+            f"pad_value = {list(fields['pad_value'])} is outside 0..255.",
+            "It is a colour before mean and std; mean itself becomes 0.",
+        )
 
 
 def _check_scale(document: Document, where: tuple[str, ...], fields: Mapping[str, Any]) -> None:

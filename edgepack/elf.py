@@ -60,6 +60,11 @@ def needs(path: Path) -> Needs:
 
 def libc_version(path: Path) -> str:
     """The newest ``GLIBC_`` version that a C library provides, "" when it isn't glibc."""
+    return provided_version(path, "GLIBC")
+
+
+def provided_version(path: Path, prefix: str) -> str:
+    """The newest ``PREFIX_`` symbol version that a library defines, "" when it defines none."""
     from elftools.elf.elffile import ELFFile
     from elftools.elf.gnuversions import GNUVerDefSection
 
@@ -68,7 +73,26 @@ def libc_version(path: Path) -> str:
         for section in ELFFile(stream).iter_sections():
             if isinstance(section, GNUVerDefSection):
                 names += [aux.name for _, auxes in section.iter_versions() for aux in auxes]
-    return _newest(names, "GLIBC")
+    return _newest(names, prefix)
+
+
+def page_size(path: Path) -> int:
+    """The largest page size in bytes with which a kernel can load a program: the least alignment of its segments."""
+    from elftools.elf.elffile import ELFFile
+
+    with path.open("rb") as stream:
+        loaded = [s["p_align"] for s in ELFFile(stream).iter_segments() if s["p_type"] == "PT_LOAD"]
+    return min(loaded, default=0)
+
+
+def exports(path: Path, symbol: str) -> bool:
+    """Whether a shared library has a function of that name for others to call."""
+    from elftools.elf.elffile import ELFFile
+
+    with path.open("rb") as stream:
+        table: Any = ELFFile(stream).get_section_by_name(".dynsym")
+        found = [] if table is None else table.get_symbol_by_name(symbol) or []
+        return any(each["st_shndx"] != "SHN_UNDEF" for each in found)
 
 
 def violations(path: Path, target: Target) -> list[str]:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepack import elf, ncnn_source, plugins, process, runtimes
-from edgepack.cache import digest_of, tree_digests
+from edgepack import build_folder, elf, ncnn_source, plugins, process, runtimes
+from edgepack.cache import digest_of, sha256_file, sha256_text, tree_digests
 from edgepack.errors import OutOfSpace, ToolFailed, ToolMissing, Unsupported
 from edgepack.resources import cache_root, data
 from edgepack.types import Compiler, RuntimeSpec, Target
@@ -33,13 +33,15 @@ def key(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler) -> t
         "cpp_runtime": digest_of({name: d for name, d in runtime.items() if name.split("/")[0] in SOURCES}),
         "compiler": compiler.digest,
         "runtime": spec.digest,
-        "code": digest_of({m.__name__: plugins.module_digest(m.__name__) for m in (elf, ncnn_source)})
+        "code": digest_of({m.__name__: plugins.module_digest(m.__name__) for m in (elf, ncnn_source, build_folder)})
         + plugins.module_digest(__name__),
     }
     params: dict[str, Any] = {
         "engine": engine,
         "version": spec.version,
         "arguments": list(spec.cmake_args),
+        "needs": list(spec.cpu_features),
+        "full": spec.full_size,
         "static": compiler.static,
         "arch": target.arch,
         # Not part of the bytes, but of whether they are accepted.
@@ -58,14 +60,17 @@ def build(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler, ou
     """
     if prepare := getattr(plugins.load("toolchains", compiler.toolchain), "prepare", None):
         prepare(compiler)
-    with tempfile.TemporaryDirectory(prefix="build-", dir=out.parent, ignore_cleanup_errors=True) as scratch:
-        arguments = _arguments(engine, spec, target, compiler, Path(scratch))
-        program = _compile(engine, Path(scratch), arguments, compiler, jobs)
-        for name, files in (("bin", {program.name: program}), ("lib", spec.libraries), ("licences", spec.licences)):
-            (out / name).mkdir()
-            for file, path in files.items():
-                shutil.copyfile(path, out / name / file)
-    harness = out / "bin" / program.name
+    harness = out / "bin" / f"edgepack-{engine}"
+    for name, files in (("bin", {}), ("lib", spec.libraries), ("licences", spec.licences)):
+        (out / name).mkdir()
+        for file, path in files.items():
+            shutil.copyfile(path, out / name / file)
+    if engine == "ncnn":  # compiled with it
+        _make_with_ncnn(spec, target, compiler, harness, jobs)
+    else:
+        with tempfile.TemporaryDirectory(prefix="build-", dir=out.parent, ignore_cleanup_errors=True) as scratch:
+            arguments = [*_arguments(spec, compiler), *spec.cmake_args]
+            _compile(engine, data("cpp_runtime"), Path(scratch), arguments, compiler, jobs, harness)
     harness.chmod(0o755)
     shipped = sorted((out / "lib").iterdir())
     if problems := [sentence for path in (harness, *shipped) for sentence in elf.violations(path, target)]:
@@ -76,38 +81,52 @@ def build(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler, ou
         )
     needs = elf.needs(harness).document()
     needs["shipped"] = {path.name: elf.needs(path).document() for path in shipped}
-    needs["cpu_features"] = _cpu_features(engine, target)
+    needs["cpu_features"] = list(spec.cpu_features)
     _write(out / "elf.json", needs)
     sizes = {path.name: path.stat().st_size for path in shipped}
     own = harness.stat().st_size
-    _write(out / "size.json", {"harness": own, "libraries": sizes, "total": own + sum(sizes.values())})
+    total = own + sum(sizes.values())
+    full = spec.full_size + own if spec.full_size and sizes else spec.full_size
+    _write(out / "size.json", {"harness": own, "libraries": sizes, "total": total, "full": full})
 
 
-def _arguments(engine: str, spec: RuntimeSpec, target: Target, compiler: Compiler, scratch: Path) -> list[str]:
-    arguments = [
+def _arguments(spec: RuntimeSpec, compiler: Compiler) -> list[str]:
+    return [
         f"-DEDGEPACK_BACKEND={spec.backend}",
         f"-DEDGEPACK_ENGINE_VERSION={spec.version}",
+        f"-DEDGEPACK_CPU_FEATURES={','.join(spec.cpu_features)}",
         f"-DEDGEPACK_STATIC={'ON' if compiler.static else 'OFF'}",
         "-DEDGEPACK_TESTS=OFF",
         "-DCMAKE_BUILD_TYPE=Release",
         *compiler.cmake_args,
     ]
-    if engine != "ncnn":
-        return [*arguments, *spec.cmake_args]
-    source = ncnn_source.unpack(runtimes.source(engine), scratch / "ncnn")
-    return [
-        *arguments,
-        f"-DNCNN_SOURCE_DIR={source}",
-        f"-DNCNN_VERSION={spec.version.rpartition('.')[2]}",
-        *ncnn_source.layer_arguments(spec.cmake_args, source, target.arch),
-    ]
 
 
-def _cpu_features(engine: str, target: Target) -> list[str]:
-    """What the CPU must have beyond its architecture's base, as far as edgepack knows: no ELF file tells."""
-    if engine == "ncnn":
-        return ncnn_source.used_features(target)
-    return sorted(runtimes.pin(engine, target.arch).get("cpu_features", []))
+def _make_with_ncnn(spec: RuntimeSpec, target: Target, compiler: Compiler, harness: Path, jobs: int) -> None:
+    """Compile ncnn and the harness in a folder that keeps ncnn's objects for the next model."""
+    archive = runtimes.source("ncnn")
+    arguments = [*_arguments(spec, compiler), f"-DNCNN_VERSION={spec.version.rpartition('.')[2]}"]
+    shared = [*arguments, *ncnn_source.shared_arguments(spec.cmake_args)]
+    key = sha256_text(json.dumps([compiler.digest, sha256_file(archive), _tools(), shared]))
+    with build_folder.locked(key, data("cpp_runtime")) as folder:
+        source = ncnn_source.unpack(archive, folder.root / "source")
+        arguments += [f"-DNCNN_SOURCE_DIR={source}", *ncnn_source.layer_arguments(spec.cmake_args, source, target.arch)]
+        if compiler.toolchain == "cmake_file":
+            folder.empty()  # nobody knows which compiler the user's file means today
+        used = folder.build.is_dir()
+        try:
+            _compile("ncnn", folder.runtime, folder.root, arguments, compiler, jobs, harness, [folder.lock])
+        except ToolFailed:
+            if not used:
+                raise
+            folder.empty()  # it may be the folder's fault: a compiler that moved, a damaged file of CMake's
+            _compile("ncnn", folder.runtime, folder.root, arguments, compiler, jobs, harness, [folder.lock])
+        folder.trust()
+
+
+def _tools() -> list[str]:
+    """The build tools, which a build folder remembers."""
+    return [str(program("cmake")), str(program("ninja"))]
 
 
 def program(name: str) -> str | None:
@@ -115,28 +134,39 @@ def program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
 
 
-def _compile(engine: str, scratch: Path, arguments: Sequence[str], compiler: Compiler, jobs: int) -> Path:
+def _compile(
+    engine: str,
+    source: Path,
+    folder: Path,
+    arguments: Sequence[str],
+    compiler: Compiler,
+    jobs: int,
+    harness: Path,
+    lock: Sequence[int] = (),
+) -> None:
+    """Build `source` in ``folder/build`` and copy the program to `harness`."""
     cmake, ninja = program("cmake"), program("ninja")
     if cmake is None:
         raise ToolMissing("CMake was not found.", "Install it: `pip install cmake ninja`, or your system's packages.")
-    folder = scratch / "out"
+    build = folder / "build"
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["-G", "Unix Makefiles"]
     env = {**process.clean_environment(), **compiler.env}
     target = f"edgepack-{engine}"
     steps: tuple[tuple[list[str | Path], float], ...] = (
-        ([cmake, "-S", data("cpp_runtime"), "-B", folder, *generator, *arguments], MINUTES_OF_CMAKE),
-        ([cmake, "--build", folder, "--target", target, "--parallel", str(max(1, jobs))], SECONDS),
+        ([cmake, "-S", source, "-B", build, *generator, *arguments], MINUTES_OF_CMAKE),
+        ([cmake, "--build", build, "--target", target, "--parallel", str(max(1, jobs))], SECONDS),
     )
+    (build / target).unlink(missing_ok=True)
     logs: list[Path] = []
     for argv, seconds in steps:
-        logs.append(scratch / f"log{len(logs)}.txt")
+        logs.append(folder / f"log{len(logs)}.txt")
         try:
-            done = process.run(argv, env=env, limits=process.Limits(seconds=seconds), log_file=logs[-1])
+            done = process.run(argv, env=env, limits=process.Limits(seconds=seconds), log_file=logs[-1], pass_fds=lock)
         except process.TimedOut as error:
             raise _failed(engine, compiler, f"was killed after {error.seconds:.0f} s", logs) from None
         if done.returncode != 0:
             raise _failed(engine, compiler, first_error(f"{done.stderr}\n{done.stdout}"), logs)
-    return folder / target
+    shutil.copyfile(build / target, harness)
 
 
 def first_error(text: str) -> str:

@@ -86,7 +86,11 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """One inference engine: exports its files, runs them on the host, and tells what its harness needs."""
+    """One inference engine: exports its files, runs them on the host, and tells what its harness needs.
+
+    It may also have ``build_config(artifacts, out)``, which writes to `out` what a user needs for building a smaller
+    engine for these artifacts (by variant name), and ``build_config_tools``, the converter scripts for it.
+    """
 
     name: str
     version: str
@@ -119,8 +123,11 @@ class Engine(Protocol):
         Raises `VariantError` when the engine can't load or run the files.
         """
 
-    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
-        """What to compile and ship. Raises `VariantError` where the engine has no library for the target."""
+    def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
+        """What to compile and ship for variants of `precisions` whose artifacts name `layers`.
+
+        Raises `VariantError` where the engine has no library for the target.
+        """
 
 
 @runtime_checkable

@@ -7,22 +7,43 @@ that is left out by mistake is a null pointer on the device.
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from edgepack.errors import IntegrityError, VariantError
 from edgepack.types import Precision, Target
 
-# ncnn makes these by itself, wherever the .param doesn't name them: layout and type conversion, borders, INT8.
-IMPLICIT = (
-    "Cast", "Clip", "Crop", "Dequantize", "Flatten", "Input", "Packing", "Padding", "Quantize", "Requantize",
-    "Reshape", "Split",
-)  # fmt: skip
+# What ncnn's own loop needs whatever the model is: it changes layout and type between layers.
+IMPLICIT = ("Cast", "Input", "Packing", "Split")
+# Functions of mat.h that make a layer.
+_HELPERS = {
+    "cast_float16_to_float32": "Cast",
+    "cast_float32_to_float16": "Cast",
+    "convert_packing": "Packing",
+    "copy_cut_border": "Crop",
+    "copy_cut_border_3d": "Crop",
+    "copy_make_border": "Padding",
+    "copy_make_border_3d": "Padding",
+    "dequantize_from_int32": "Dequantize",
+    "flatten": "Flatten",
+    "quantize_to_int8": "Quantize",
+    "requantize_from_int32_to_int8": "Requantize",
+    "resize_bicubic": "Interp",
+    "resize_bilinear": "Interp",
+    "resize_nearest": "Interp",
+}
+_INT8_ONLY = {"Dequantize", "Quantize", "Requantize"}
+WINOGRAD = "Convolution/winograd"  # said beside a model's layers where it has a convolution that Winograd's are for
+_ACTIVATIONS = "fused_activation.h"  # a model's layers name those that are fused into others
 FOLDERS = {"aarch64": "arm", "armhf": "arm", "x86_64": "x86", "riscv64": "riscv"}
 LAYERS = "-DEDGEPACK_NCNN_LAYERS="
+SMALL = "small"
+LONG_AGO = 1577836800  # 2020-01-01
 _PARTS = ("CMakeLists.txt", "LICENSE.txt", "cmake", "src")
+_CALLS = re.compile(rf"\b({'|'.join(_HELPERS)})\s*\(")
 _CREATE = re.compile(r"\bcreate_layer(?:_cpu)?\s*\(\s*(?:ncnn::)?LayerType::(\w+)")
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
 # Instruction sets that a profile may switch on, by the features that stand for them; all others are off.
@@ -45,8 +66,14 @@ _FEATURES = {
 _X86_NEVER = ("FMA4", "XOP", "AVXVNNI", "AVXVNNIINT8", "AVXVNNIINT16", "AVXNECONVERT", "AVX512BF16", "AVX512FP16")
 
 
-def arguments(target: Target, layers: Iterable[str]) -> tuple[str, ...]:
-    """CMake arguments for ncnn on `target`: options, instruction sets, and the wanted layers for `layer_arguments`."""
+def arguments(target: Target, layers: Iterable[str], precisions: Iterable[Precision] = ()) -> tuple[str, ...]:
+    """CMake arguments for ncnn on `target`: options, instruction sets, and the wanted layers for `layer_arguments`.
+
+    A small program has no code for other precisions than `precisions` and no kernels that `layers` don't ask for.
+    A fast one is made for all of the profile's precisions, so that all models share its compiled layers.
+    """
+    wanted = set(layers)
+    small = target.size == SMALL
     options = {
         # Its own small thread pool: libgomp and libomp are not there on every target, and this one links statically.
         "NCNN_OPENMP": True,
@@ -54,7 +81,10 @@ def arguments(target: Target, layers: Iterable[str]) -> tuple[str, ...]:
         "NCNN_THREADS": True,
         # No variant of ours is bf16, and g++ 12 can't compile its kernels for 32-bit Arm.
         "NCNN_BF16": False,
-        "NCNN_INT8": Precision.INT8 in target.precisions,
+        "NCNN_INT8": Precision.INT8 in _precisions(target, precisions),
+        # Weights that are widened while computing, and batches: no variant of ours has them.
+        "NCNN_WEIGHT_QUANT": False,
+        "NCNN_BATCH": False,
         "NCNN_C_API": False,
         "NCNN_PIXEL": False,
         "NCNN_PIXEL_ROTATE": False,
@@ -63,29 +93,39 @@ def arguments(target: Target, layers: Iterable[str]) -> tuple[str, ...]:
         "NCNN_PLATFORM_API": False,
         # The profile says which instructions every core has, so there is nothing to find out on the device.
         "NCNN_RUNTIME_CPU": False,
-        **_instructions(target.arch, set(target.cpu_features)),
+        "EDGEPACK_NCNN_WINOGRAD": not small or not wanted or WINOGRAD in wanted,
+        **_instructions(target, precisions),
     }
     flags = [f"-D{name}={'ON' if on else 'OFF'}" for name, on in sorted(options.items())]
-    return (*flags, f"{LAYERS}{';'.join(sorted(set(layers)))}")
+    return (*flags, f"-DEDGEPACK_SIZE={target.size}", f"{LAYERS}{';'.join(sorted(wanted - {WINOGRAD}))}")
 
 
-def used_features(target: Target) -> list[str]:
+def used_features(target: Target, precisions: Iterable[Precision] = ()) -> tuple[str, ...]:
     """The CPU features, by their names in /proc/cpuinfo, that ncnn's code uses when it is compiled for `target`."""
-    on = _instructions(target.arch, set(target.cpu_features))
-    return sorted({feature for option, features in _FEATURES.items() if on.get(option) for feature in features})
+    on = _instructions(target, precisions)
+    return tuple(sorted({feature for option, features in _FEATURES.items() if on.get(option) for feature in features}))
 
 
 def layer_arguments(arguments: Iterable[str], source: Path, arch: str) -> list[str]:
     """`arguments` with the wanted layers turned into one ``-DWITH_LAYER_x`` each, for ncnn's tree `source`."""
+    given = set(arguments)
+    without = {_ACTIVATIONS} if f"-DEDGEPACK_SIZE={SMALL}" in given else set()
+    if "-DEDGEPACK_NCNN_WINOGRAD=OFF" in given:
+        without.add("winograd")
     result = []
     for argument in arguments:
         if not argument.startswith(LAYERS):
             result.append(argument)
             continue
         wanted = [name for name in argument.removeprefix(LAYERS).split(";") if name]
-        kept = close(source, arch, wanted)
+        kept = close(source, arch, wanted, without=without, int8="-DNCNN_INT8=OFF" not in given)
         result += [f"-DWITH_LAYER_{name.lower()}={'ON' if name in kept else 'OFF'}" for name in known_layers(source)]
     return result
+
+
+def shared_arguments(arguments: Iterable[str]) -> list[str]:
+    """`arguments` without those that change from model to model and leave other layers' code as it is."""
+    return [a for a in arguments if not a.startswith((LAYERS, "-DWITH_LAYER_", "-DEDGEPACK_NCNN_WINOGRAD"))]
 
 
 def known_layers(source: Path) -> list[str]:
@@ -93,10 +133,13 @@ def known_layers(source: Path) -> list[str]:
     return re.findall(r"^ncnn_add_layer\((\w+)", (source / "src" / "CMakeLists.txt").read_text(), re.M)
 
 
-def close(source: Path, arch: str, wanted: Iterable[str]) -> frozenset[str]:
+def close(
+    source: Path, arch: str, wanted: Iterable[str], *, without: Collection[str] = (), int8: bool = True
+) -> frozenset[str]:
     """`wanted` with the implicit layers and all that their code makes or calls; all layers when nothing is wanted.
 
-    Raises `VariantError` for a layer that this ncnn doesn't know.
+    What is made by files with one of `without` in their names isn't followed. Raises `VariantError` for a layer that
+    this ncnn doesn't know.
     """
     known = known_layers(source)
     asked = list(wanted)
@@ -109,14 +152,17 @@ def close(source: Path, arch: str, wanted: Iterable[str]) -> frozenset[str]:
     todo = [*asked, *IMPLICIT]
     while todo:
         name = todo.pop()
-        if name not in kept:
+        if name not in kept and (int8 or name in asked or name not in _INT8_ONLY):
             kept.add(name)
-            todo += _uses(source / "src", FOLDERS[arch], name, known)
+            todo += _uses(source / "src", FOLDERS[arch], name, known, without)
     return frozenset(kept)
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack what is needed of ncnn's sdist below `folder` and return the tree. Raises `IntegrityError`."""
+    """Unpack what is needed of ncnn's sdist below `folder` and return the tree. Raises `IntegrityError`.
+
+    All files are of one day long ago, so that what was compiled from an earlier unpacking in the same place is newer.
+    """
     top = ""
     try:
         with tarfile.open(archive) as sdist:
@@ -134,6 +180,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(stream.read())
+                os.utime(target, (LONG_AGO, LONG_AGO))
     except (OSError, EOFError, tarfile.TarError) as error:
         raise IntegrityError(f"{archive} can't be unpacked: {error}.", "Remove the file.") from error
     if not (folder / top / "src" / "CMakeLists.txt").is_file():
@@ -141,8 +188,17 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder / top
 
 
-def _instructions(arch: str, has: set[str]) -> dict[str, bool]:
+def _precisions(target: Target, built: Iterable[Precision]) -> set[Precision]:
+    """The precisions that code is made for."""
+    chosen = set(built)
+    return chosen if target.size == SMALL and chosen else set(target.precisions)
+
+
+def _instructions(target: Target, precisions: Iterable[Precision]) -> dict[str, bool]:
     """ncnn's options for instruction sets. ncnn nests them: one needs those before it."""
+    arch, has = target.arch, set(target.cpu_features)
+    if _precisions(target, precisions) == {Precision.FP32}:
+        has -= {"asimdhp", "asimdfhm"}  # kernels that compute in float16, and what is nested in them
 
     def on(*options: str) -> bool:
         return all(has.issuperset(_FEATURES[f"NCNN_{option}"]) for option in options)
@@ -172,7 +228,7 @@ def _instructions(arch: str, has: set[str]) -> dict[str, bool]:
     }
 
 
-def _uses(src: Path, folder: str, name: str, known: list[str]) -> set[str]:
+def _uses(src: Path, folder: str, name: str, known: list[str], without: Collection[str]) -> set[str]:
     """Layer types that the code of one layer creates, or whose own functions it calls."""
     low = name.lower()
     todo = [*(src / "layer").glob(f"{low}.*"), *(src / "layer" / folder).glob(f"{low}_{folder}*.*")]
@@ -180,11 +236,12 @@ def _uses(src: Path, folder: str, name: str, known: list[str]) -> set[str]:
     found: set[str] = set()
     while todo:
         path = todo.pop()
-        if path in seen:
+        if path in seen or any(part in path.name for part in without):
             continue
         seen.add(path)
         text = path.read_text(errors="replace")
         found.update(_CREATE.findall(text))
+        found.update(_HELPERS[call] for call in _CALLS.findall(text))
         found.update(word for word in re.findall(rf"\b([A-Z]\w*?)_{folder}\w*", text) if word in known)
         for included in _INCLUDE.findall(text):
             places = (path.parent / included, src / "layer" / included, src / "layer" / folder / included)

@@ -10,10 +10,11 @@ never stops the others.
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,7 +81,9 @@ def build(plan: BuildPlan, cache: Cache, compilers: dict[str, Compiler]) -> Buil
     path, digest = None, ""
     if built:
         path = plan.destination
-        digest = write_bundle(plan, model, samples, golden, built)
+        engines = {ready.checked.variant.engine for ready in built}
+        configs = {engine: line.configs[engine].result() for engine in engines}
+        digest = write_bundle(plan, model, samples, golden, built, configs)
     return BuildResult(
         plan=plan,
         outcomes=(*outcomes, *plan.refused),
@@ -164,6 +167,7 @@ class Line:
         # After the exports in the queue, but those wait for the import: a second core compiles meanwhile.
         self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
         self.ready = {variant: self._finish(variant) for variant in plan.variants}
+        self.configs = {engine: self._config(engine) for engine in self.harnesses}
 
     def outcome(self, variant: Variant, future: Future[Ready]) -> Outcome:
         """What became of a variant, from its last step."""
@@ -172,12 +176,13 @@ class Line:
         if error is None:
             ready = future.result()
             size = bundle.tree_size(ready.packed.path)
+            sizes = json.loads((ready.harness.path / "size.json").read_text())
             return Outcome(
                 variant=variant,
                 status=Status.BUILT,
                 size=size,
-                runtime_size=bundle.tree_size(ready.harness.path / "bin")
-                + bundle.tree_size(ready.harness.path / "lib"),
+                runtime_size=sizes["total"],
+                full_size=sizes["full"],
                 verdict=ready.verdict,
                 self_test=ready.self_test,
                 host_latency_ms=ready.checked.latency_ms,
@@ -228,20 +233,36 @@ class Line:
     def _harness(self, name: str) -> Future[Entry]:
         engine = self.plan.engine(name)
 
-        def make(layers: tuple[str, ...]) -> Entry:
+        variants = [variant for variant in self.plan.variants if variant.engine == name]
+
+        def make(layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> Entry:
             target, compiler = self.plan.target, self.compilers[name]
-            return steps.build_harness(self.cache, engine, target, compiler, layers, self.plan.jobs)
+            return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs)
 
         def make_for(*settled: Future[Entry]) -> Entry:
-            exported = [future.result() for future in settled if future.exception() is None]
+            exported = {v: f.result() for v, f in zip(variants, settled, strict=True) if f.exception() is None}
             if not exported:
                 settled[0].result()  # raises the reason
-            return make(tuple(sorted({layer for e in exported for layer in artifact.read(e.path).layers})))
+            layers = {layer for entry in exported.values() for layer in artifact.read(entry.path).layers}
+            return make(tuple(sorted(layers)), tuple(sorted({v.precision for v in exported})))
 
         if not engine.runtime_needs_layers:
-            return self.graph.add(f"harness {name}", lambda: make(()), urgency=FIRST)
-        exports = [self.exports[variant] for variant in self.plan.variants if variant.engine == name]
+            precisions = tuple(sorted({v.precision for v in variants}))
+            return self.graph.add(f"harness {name}", lambda: make((), precisions), urgency=FIRST)
+        exports = (self.exports[variant] for variant in variants)
         return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
+
+    def _config(self, name: str) -> Future[Entry | None]:
+        """For those who build the engine themselves: what it needs for the variants that passed."""
+        variants = [variant for variant in self.plan.variants if variant.engine == name]
+
+        def make(*settled: Future[Ready]) -> Entry | None:
+            kept = {str(v): f.result().checked for v, f in zip(variants, settled, strict=True) if f.exception() is None}
+            if not kept:
+                settled[0].result()  # raises the reason
+            return steps.build_config(self.cache, self.plan.engine(name), kept)
+
+        return self.graph.settle(f"build config {name}", make, *(self.ready[variant] for variant in variants))
 
     def _finish(self, variant: Variant) -> Future[Ready]:
         """Verify on the host, then self-test the cross-built harness."""
@@ -257,7 +278,7 @@ class Line:
 
         def finish(checked: steps.Checked, model: Model, samples: steps.Samples, built: Entry, golden: Entry) -> Ready:
             with self._timed(variant):
-                packed = steps.pack_variant(self.cache, engine, target, model, checked)
+                packed = steps.pack_variant(self.cache, engine, target, model, checked, self.plan.preprocess)
                 tested = steps.self_test(self.cache, variant, target, built, packed, golden)
             bound = target.bounds[variant.precision]
             return Ready(
@@ -320,12 +341,20 @@ class Dropped(VariantError):
         self.verdict = verdict
 
 
-def write_bundle(plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]) -> str:
+def write_bundle(
+    plan: BuildPlan,
+    model: Model,
+    samples: steps.Samples,
+    golden: Entry,
+    built: list[Ready],
+    configs: Mapping[str, Entry | None],
+) -> str:
     """Put the parts together at the plan's destination and return the bundle's digest.
 
     A bundle of the same parts that is whole is left as it is.
     """
     facts = manifest_facts(plan, model, samples, golden, built)
+    facts["build_configs"] = {engine: entry.digest for engine, entry in sorted(configs.items()) if entry is not None}
     key = steps.build_key({**facts, "code": plugins.module_digest(__name__), "header": _header_digests()})
     facts["build_key"] = key
     existing = _existing_digest(plan.destination, key)
@@ -339,6 +368,9 @@ def write_bundle(plan: BuildPlan, model: Model, samples: steps.Samples, golden: 
             for part in ("bin", "lib", "licences"):
                 if (built_harness.path / part).is_dir():
                     shutil.copytree(built_harness.path / part, folder / part, dirs_exist_ok=True)
+        for engine, entry in configs.items():
+            if entry is not None:
+                shutil.copytree(entry.path, folder / "config" / engine)
         (folder / "include").mkdir()
         shutil.copyfile(_api_header(), folder / "include" / "edgepack.h")
         (folder / "include" / "edgepack_model.h").write_text(modelheader.render(model))
@@ -351,7 +383,7 @@ def manifest_facts(
     plan: BuildPlan, model: Model, samples: steps.Samples, golden: Entry, built: list[Ready]
 ) -> dict[str, Any]:
     """Everything the manifest says besides the list of files; no times, no paths, nothing of this machine."""
-    target = asdict(replace(plan.target, cmake_toolchain_file=None))
+    target = asdict(replace(plan.target, cmake_toolchain_file=None, libraries={}))
     return {
         "name": plan.name,
         "target": {**target, "bounds": {str(k): asdict(v) for k, v in plan.target.bounds.items()}},

@@ -250,7 +250,7 @@ def needed_scripts(plan: BuildPlan) -> set[str]:
         scripts |= set(graph_pass.tools)
     for variant in plan.variants:
         engine = plan.engine(variant.engine)
-        scripts |= set(engine.tools(variant.precision))
+        scripts |= set(engine.tools(variant.precision)) | set(getattr(engine, "build_config_tools", ()))
         base = engine.base(variant.precision)
         scripts |= set(engine.tools(base)) if base is not None else set()
     return scripts

@@ -25,7 +25,7 @@ def setup(target_name: str | None, wheelhouse: Path | None) -> list[str]:
     for each in [target] if target else [config.load_target("linux-aarch64"), config.load_target("host")]:
         for engine in each.engines:
             try:
-                spec = runtimes.spec(engine, each, ())
+                spec = runtimes.spec(engine, each)
             except VariantError as error:
                 done.append(f"{engine} for {each.name}: not available: {error.message}")
             else:

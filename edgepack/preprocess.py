@@ -7,10 +7,12 @@ The C++ runtime follows the same declaration, so every rule here is exact and si
    clamped to ``0 .. in - 1``, so corners are not aligned and borders repeat. ``bilinear`` takes the two neighbours on
    each axis, ``a + (b - a) * f`` along the width first, then along the height, in float32, without anti-aliasing
    (OpenCV's INTER_LINEAR without its rounding to uint8). ``nearest`` takes pixel ``(2 i + 1) * in // (2 * out)``;
+   The size is `resized_size`;
 3. centre crop: the first row is ``(height - crop) // 2``, columns likewise;
 4. colour order: BGR reverses; GRAY is ITU-R BT.601, ``(0.299 R + 0.587 G) + 0.114 B``;
-5. ``(x - mean) / std`` in float32, on the 0..255 scale;
-6. layout, then the input's dtype: integers are rounded half to even and saturated, floats are cast.
+5. pad with ``pad_value``; in the centre, the picture's first row is ``(pad - height) // 2``, columns likewise;
+6. ``(x - mean) / std`` in float32, on the 0..255 scale, padding included;
+7. layout, then the input's dtype: integers are rounded half to even and saturated, floats are cast.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ def apply(image: Image, preprocess: Preprocess, shape: tuple[int, ...], dtype: s
         )
     axes = axes_of(preprocess, shape)
     _check_shape(preprocess, axes, _size_after(image, preprocess), shape)
-    pixels = _crop_and_resize(image, preprocess)
-    normal = _normalize(_color(pixels, preprocess), preprocess)
+    _check_channels(preprocess)
+    pixels = _color(_crop_and_resize(image, preprocess), preprocess)
+    normal = _normalize(_pad(pixels, preprocess), preprocess)
     return np.ascontiguousarray(_to_dtype(_lay_out(normal, axes), dtype))
 
 
@@ -126,14 +129,33 @@ def value_range(preprocess: Preprocess) -> tuple[float, float]:
     return float(ends.min()), float(ends.max())
 
 
-def resized_size(height: int, width: int, resize: tuple[int, int] | int | None) -> tuple[int, int]:
-    """(height, width) after the declared resize. A single number is the shorter side; the longer is rounded down."""
+def resized_size(
+    height: int, width: int, resize: tuple[int, int] | int | None, fit: str = "stretch"
+) -> tuple[int, int]:
+    """(height, width) after the declared resize, in whole numbers throughout.
+
+    A single number is the shorter side; the longer is rounded down. [H, W] is reached by ``stretch``. ``inside`` keeps
+    the aspect ratio: one side is reached, the other is rounded to nearest (half to even), at least 1. ``height`` keeps
+    it as long as it can: height H, the width rounded up, at most W.
+    """
     if resize is None:
         return height, width
-    if isinstance(resize, tuple):
-        return resize
-    short = min(height, width)
-    return height * resize // short, width * resize // short
+    if not isinstance(resize, tuple):
+        short = min(height, width)
+        return height * resize // short, width * resize // short
+    tall, wide = resize
+    if fit == "height":
+        return tall, min(wide, -(-width * tall // height))
+    if fit == "inside" and wide * height < tall * width:
+        return max(1, _nearest_whole(height * wide, width)), wide
+    if fit == "inside":
+        return tall, max(1, _nearest_whole(width * tall, height))
+    return resize
+
+
+def _nearest_whole(dividend: int, divisor: int) -> int:
+    whole, rest = divmod(dividend, divisor)
+    return whole + (2 * rest > divisor or (2 * rest == divisor and whole % 2 == 1))
 
 
 def bilinear(
@@ -157,17 +179,24 @@ def bilinear(
 
 
 def _size_after(image: Image, preprocess: Preprocess) -> tuple[int, int]:
-    """(height, width) after resize and crop."""
-    height, width = resized_size(image.shape[0], image.shape[1], preprocess.resize)
-    if preprocess.crop is None:
+    """(height, width) after resize, crop and pad."""
+    height, width = resized_size(image.shape[0], image.shape[1], preprocess.resize, preprocess.fit)
+    if preprocess.crop is not None:
+        tall, wide = preprocess.crop
+        if tall > height or wide > width:
+            raise CalibrationError(
+                f"crop {[tall, wide]} is larger than the image, which is {[height, width]} after resize.",
+                "Add or enlarge `resize`, for instance to the shorter side.",
+            )
+        height, width = tall, wide
+    if preprocess.pad is None:
         return height, width
-    tall, wide = preprocess.crop
-    if tall > height or wide > width:
+    if height > preprocess.pad[0] or width > preprocess.pad[1]:
         raise CalibrationError(
-            f"crop {[tall, wide]} is larger than the image, which is {[height, width]} after resize.",
-            "Add or enlarge `resize`, for instance to the shorter side.",
+            f"pad {list(preprocess.pad)} is smaller than the image, which is {[height, width]} by then.",
+            f'Declare resize = {list(preprocess.pad)} and fit = "inside", or a crop.',
         )
-    return tall, wide
+    return preprocess.pad
 
 
 def _check_shape(preprocess: Preprocess, axes: str, size: tuple[int, int], shape: tuple[int, ...]) -> None:
@@ -189,7 +218,7 @@ def _check_shape(preprocess: Preprocess, axes: str, size: tuple[int, int], shape
 
 
 def _crop_and_resize(image: Image, preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    height, width = resized_size(image.shape[0], image.shape[1], preprocess.resize)
+    height, width = resized_size(image.shape[0], image.shape[1], preprocess.resize, preprocess.fit)
     rows, columns = slice(0, height), slice(0, width)
     if preprocess.crop is not None:
         tall, wide = preprocess.crop
@@ -228,14 +257,31 @@ def _color(pixels: npt.NDArray[np.float32], preprocess: Preprocess) -> npt.NDArr
     return pixels
 
 
-def _normalize(pixels: npt.NDArray[np.float32], preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    channels = pixels.shape[-1]
-    for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+def _check_channels(preprocess: Preprocess) -> None:
+    channels = 1 if preprocess.color == "GRAY" else 3
+    for name in ("mean", "std", "pad_value"):
+        values = getattr(preprocess, name)
         if len(values) not in (1, channels):
             raise CalibrationError(
                 f"{name} has {len(values)} values, but color {preprocess.color} has {channels} channels.",
                 f"Give one value, or {channels}.",
             )
+
+
+def _pad(pixels: npt.NDArray[np.float32], preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    if preprocess.pad is None:
+        return pixels
+    padded = np.empty((*preprocess.pad, pixels.shape[2]), np.float32)
+    padded[:] = np.asarray(preprocess.pad_value, dtype=np.float32)
+    height, width = pixels.shape[:2]
+    top, left = 0, 0
+    if preprocess.pad_place == "center":
+        top, left = (preprocess.pad[0] - height) // 2, (preprocess.pad[1] - width) // 2
+    padded[top : top + height, left : left + width] = pixels
+    return padded
+
+
+def _normalize(pixels: npt.NDArray[np.float32], preprocess: Preprocess) -> npt.NDArray[np.float32]:
     mean = np.asarray(preprocess.mean, dtype=np.float32)
     std = np.asarray(preprocess.std, dtype=np.float32)
     scaled: npt.NDArray[np.float32] = (pixels - mean) / std

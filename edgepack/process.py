@@ -56,10 +56,12 @@ def run(
     env: Mapping[str, str] | None = None,
     limits: Limits = Limits(),
     log_file: Path | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run a program to its end and return its output; a non-zero exit is not an error here.
 
-    `env` replaces the environment when given. `log_file` receives the command, its output and exit code.
+    `env` replaces the environment when given. `log_file` receives the command, its output and exit code. `pass_fds`
+    stay open in the program and its children.
     Raises `ToolMissing` when the program isn't found (naming the PATH searched) and `TimedOut`.
     """
     command = tuple(str(a) for a in argv)
@@ -83,6 +85,7 @@ def run(
             stdout=out,
             stderr=err,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         with _tracked(child):
             _limit(child.pid, limits)

@@ -43,6 +43,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "hint": outcome.hint,
         "size": outcome.size,
         "runtime_size": outcome.runtime_size,
+        "full_size": outcome.full_size,
         "verdict": asdict(outcome.verdict) if outcome.verdict else None,
         "self_test": asdict(outcome.self_test) if outcome.self_test else None,
         "host_latency_ms": outcome.host_latency_ms,
@@ -74,6 +75,8 @@ def table(result: BuildResult) -> str:
             lines.append(f"    {hint}")
     kind = "synthetic samples (give --calib or --samples for real ones)" if result.synthetic else "real samples"
     lines.append(f"Compared with the source model on {result.samples} {kind}; host ms is this machine, not the device.")
+    if any(outcome.full_size for outcome in result.outcomes):
+        lines.append('runtime "a of b": the harness and its libraries, and what they would be with the whole engine.')
     if result.bundle:
         lines.append(f"Bundle: {result.bundle}  ({result.seconds:.1f} s)")
     return "\n".join(lines)
@@ -88,7 +91,7 @@ def _row(outcome: Outcome, float_size: int | None) -> tuple[str, ...]:
         str(outcome.status),
         _megabytes(outcome.size),
         f"{outcome.size / float_size:.0%}" if outcome.size and float_size else "-",
-        _megabytes(outcome.runtime_size),
+        _runtime(outcome),
         f"{_floor(worst.cosine)}" if worst else "-",
         f"{min(m.sqnr_db for m in verdict.metrics):.1f}" if verdict and worst else "-",
         f"{min(agreements):.2f}" if agreements else "-",
@@ -96,6 +99,12 @@ def _row(outcome: Outcome, float_size: int | None) -> tuple[str, ...]:
         f"{outcome.host_latency_ms:.2f}" if outcome.host_latency_ms is not None else "-",
         f"{outcome.seconds:.1f}",
     )
+
+
+def _runtime(outcome: Outcome) -> str:
+    """What ships, and what it would be with the whole engine."""
+    size = _megabytes(outcome.runtime_size)
+    return f"{size} of {_megabytes(outcome.full_size)}" if outcome.full_size else size
 
 
 def _tested(test: SelfTest | None) -> str:

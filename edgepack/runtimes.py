@@ -23,9 +23,10 @@ from filelock import FileLock
 
 from edgepack import log, resources
 from edgepack.cache import out_of_space, sha256_file, sha256_text
+from edgepack.elf import exports, needs, provided_version
 from edgepack.elf import version as as_version
 from edgepack.errors import IntegrityError, ToolMissing, Unsupported
-from edgepack.types import RuntimeSpec, Target
+from edgepack.types import Precision, RuntimeSpec, Target
 
 PINS = Path(__file__).parent / "engines" / "runtimes.toml"
 SECONDS = 60.0  # without a byte from the index
@@ -53,6 +54,8 @@ def problem(engine: str, target: Target) -> tuple[str, str] | None:
     entry = pin(engine, target.arch)
     name = f"{pins()[engine]['title']} {pins()[engine]['version']}"
     other = "Use the ncnn engine (compiled from source), or a target that promises it."
+    if engine in target.libraries:
+        return None  # the user's own library is checked itself, see `_own_library`
     if "reason" in entry:
         return f"{name} has no library for {target.arch}: {entry['reason']}", entry.get("remedy", other)
     if "library" not in entry:
@@ -71,39 +74,86 @@ def problem(engine: str, target: Target) -> tuple[str, str] | None:
     return None
 
 
-def spec(engine: str, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+def spec(
+    engine: str, target: Target, layers: tuple[str, ...] = (), precisions: tuple[Precision, ...] = ()
+) -> RuntimeSpec:
     """What to compile and ship for one engine, with its library fetched.
 
     `layers` are the layer types that ncnn must have (of every ``.param`` that it will load); nothing means all.
+    `precisions` are those of the variants, nothing means the profile's.
     Raises `Unsupported` (no library for the target, with the reason), `ToolMissing` (can't be fetched) and
     `IntegrityError` (not the pinned file).
     """
     if (found := problem(engine, target)) is not None:
         raise Unsupported(f"{found[0]}.", found[1])
     entry = pin(engine, target.arch)
-    archive = _where(entry["file"], entry["sha256"], resources.cache_root())
-    licences = {
-        name: member(entry, one["path"], archive, one["sha256"])
-        for name, one in sorted(entry.get("licences", {}).items())
-    }
-    libraries = {}
-    arguments: tuple[str, ...] = ()
-    if library := entry.get("library"):
+    libraries: dict[str, Path] = {}
+    full_size = 0
+    arguments: tuple[str, ...] = (f"-DEDGEPACK_SIZE={target.size}",)
+    features = tuple(sorted(entry.get("cpu_features", ())))
+    if own := target.libraries.get(engine):
+        entry, libraries = _own_library(engine, Path(own), target)
+        arguments = (*arguments, f"-DEDGEPACK_ENGINE_LIBRARY={next(iter(libraries))}")
+        full_size = entry["library"]["size"]
+        features = ()
+    elif library := entry.get("library"):
+        archive = _archive(entry)
         libraries[library["name"]] = member(entry, library["path"], archive, library["sha256"])
-        arguments = (f"-DEDGEPACK_ENGINE_LIBRARY={library['name']}",)
+        arguments = (*arguments, f"-DEDGEPACK_ENGINE_LIBRARY={library['name']}")
     else:
         from edgepack import ncnn_source
 
         source(engine)  # fetched now, so that a missing network is found before the compiler runs
-        arguments = ncnn_source.arguments(target, layers)
+        arguments = ncnn_source.arguments(target, layers, precisions)
+        features = ncnn_source.used_features(target, precisions)
+        build = " ".join([target.arch, target.size, *features])
+        full_size = entry.get("full", {}).get(build, 0) if target.static else 0
+    archive = _archive(entry)
+    licences = {
+        name: member(entry, one["path"], archive, one["sha256"])
+        for name, one in sorted(entry.get("licences", {}).items())
+    }
+    contents = {name: sha256_file(path) for name, path in libraries.items()} if own else {}
     return RuntimeSpec(
         backend=engine,
-        version=entry["version"],
+        version=pins()[engine]["version"],
         cmake_args=arguments,
         libraries=libraries,
         licences=licences,
-        digest=sha256_text(json.dumps([engine, entry, arguments], sort_keys=True)),
+        cpu_features=features,
+        full_size=full_size,
+        digest=sha256_text(json.dumps([engine, entry, arguments, features, contents], sort_keys=True)),
     )
+
+
+def _own_library(engine: str, path: Path, target: Target) -> tuple[Mapping[str, Any], dict[str, Path]]:
+    """The pins that stand in for the user's own library, and that library under its name in a bundle.
+
+    It must be of the version that variants are verified with: its symbol versions say which that is (``VERS_1.31.1``).
+    What it needs of the C library is checked with everything else that ships. Raises `Unsupported`.
+    """
+    pinned = pins()[engine]
+    wanted, what = pinned["version"], f"{path} (libraries.{engine} of {target.name})"
+    hint = f"Build {pinned['title']} {wanted} for {target.arch} as a shared library, or remove the key."
+    try:
+        arch = needs(path).arch
+        found = provided_version(path, "VERS") if exports(path, "OrtGetApiBase") else ""
+    except IntegrityError as error:
+        raise Unsupported(f"{what} is no shared library: {error.message}", hint) from None
+    if arch != target.arch:
+        raise Unsupported(f"{what} is for {arch}, the target is {target.arch}.", hint)
+    if not found:
+        raise Unsupported(f"{what} is not {pinned['title']}: it has no OrtGetApiBase with a version.", hint)
+    if found != wanted:
+        raise Unsupported(f"{what} is version {found}, but variants are verified with {wanted}.", hint)
+    entry = pin(engine, target.arch)
+    # Without a wheel for the architecture: the licences, and a whole library to compare with, are those of another.
+    entry = entry if "library" in entry else pin(engine, "aarch64")
+    return entry, {f"libonnxruntime.so.{wanted}": path}
+
+
+def _archive(entry: Mapping[str, Any]) -> Path:
+    return _where(entry["file"], entry["sha256"], resources.cache_root())
 
 
 def source(engine: str) -> Path:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgepack import artifact as artifacts
-from edgepack import bundle, calibration, converter, emulator, harness, log, plugins, preprocess, verify
+from edgepack import bundle, calibration, converter, emulator, harness, lint, log, plugins, verify
+from edgepack import preprocess as preprocessing
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_text, tree_digests
 from edgepack.errors import ModelError, ToolFailed, Unsupported, VariantError
 from edgepack.interfaces import Engine
@@ -29,6 +30,7 @@ from edgepack.types import (
     Metric,
     Model,
     Precision,
+    Preprocess,
     SelfTest,
     Target,
     Variant,
@@ -104,7 +106,7 @@ def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
         title="prepare samples",
         inputs={k: calibration.from_source_digest(path) for k, path in sources.items() if path is not None},
         params={
-            "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocess.__name__)],
+            "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocessing.__name__)],
             "inputs": [asdict(spec) for spec in model.inputs],
             "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
             "limit": CALIBRATION_LIMIT,
@@ -326,10 +328,16 @@ def _check(engine: Engine, found: Artifact, model: Model, samples: Samples, refe
 
 
 def build_harness(
-    cache: Cache, engine: Engine, target: Target, compiler: Compiler, layers: tuple[str, ...], jobs: int
+    cache: Cache,
+    engine: Engine,
+    target: Target,
+    compiler: Compiler,
+    layers: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    jobs: int,
 ) -> Entry:
     """Cross-compile the harness of one engine, and collect the libraries it ships with."""
-    spec = engine.runtime(target, layers)
+    spec = engine.runtime(target, layers, precisions)
     inputs, params = harness.key(engine.name, spec, target, compiler)
     step = Step(
         name="harness",
@@ -339,6 +347,22 @@ def build_harness(
         params=params,
     )
     return cache.output(step, lambda out: harness.build(engine.name, spec, target, compiler, out, jobs))
+
+
+def build_config(cache: Cache, engine: Engine, kept: Mapping[str, Checked]) -> Entry | None:
+    """What a user needs for building a smaller `engine` for the variants that are kept, where the engine can tell."""
+    if not hasattr(engine, "build_config"):
+        return None
+    tools = getattr(engine, "build_config_tools", ())
+    step = Step(
+        name="build config",
+        version="1",
+        title=f"build config of {engine.name}",
+        inputs={name: checked.digest for name, checked in kept.items()},
+        params={"plugin": plugins.digest(engine, tools), "names": list(kept)},
+    )
+    artifacts_of = {name: checked.artifact for name, checked in kept.items()}
+    return cache.output(step, lambda out: engine.build_config(artifacts_of, out))
 
 
 def pack_golden(cache: Cache, model: Model, samples: Samples, reference: Entry) -> Entry:
@@ -374,8 +398,16 @@ def loudest(reference: Path, outputs: int, count: int) -> list[int]:
     return [int(i) for i in np.argsort(-total, kind="stable")]
 
 
-def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, checked: Checked) -> Entry:
+def pack_variant(
+    cache: Cache,
+    engine: Engine,
+    target: Target,
+    model: Model,
+    checked: Checked,
+    declared: Mapping[str, Preprocess],
+) -> Entry:
     """The folder of a variant as it ships: engine files and ``variant.txt``."""
+    preprocess = tuple(lint.declared_for(spec, model.inputs, declared) for spec in model.inputs)
     precision = checked.variant.precision
     bound = target.bounds[precision]
     step = Step(
@@ -387,6 +419,7 @@ def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, che
             "bound": asdict(bound),
             "engine": [engine.name, engine.version, precision],
             "specs": [asdict(spec) for spec in (*model.inputs, *model.outputs)],
+            "preprocess": [how and asdict(how) for how in preprocess],
         },
     )
 
@@ -400,6 +433,7 @@ def pack_variant(cache: Cache, engine: Engine, target: Target, model: Model, che
             bound=bound,
             inputs=model.inputs,
             outputs=model.outputs,
+            preprocess=preprocess,
         )
 
     return cache.output(step, make)
@@ -426,7 +460,7 @@ def self_test(cache: Cache, variant: Variant, target: Target, built: Entry, pack
         if not result.passed:
             raise VariantError(
                 f"its self-test ({result.how}) failed: {result.detail}",
-                "The host check passed: the fault is in the harness or the engine on this CPU. Please report it.",
+                _whose_fault(target, variant.engine),
             )
         (out / "self-test.json").write_text(json.dumps(asdict(result), sort_keys=True))
 
@@ -436,6 +470,15 @@ def self_test(cache: Cache, variant: Variant, target: Target, built: Entry, pack
         return reason.result
     content = json.loads((entry.path / "self-test.json").read_text())
     return SelfTest(**{**content, "metrics": tuple(content["metrics"])})
+
+
+def _whose_fault(target: Target, engine: str) -> str:
+    if own := target.libraries.get(engine):
+        return (
+            f"The engine is your own build, {own}. It may lack an operator or a type: build it with the "
+            "config/ of a bundle that was made with edgepack's library."
+        )
+    return "The host check passed: the fault is in the harness or the engine on this CPU. Please report it."
 
 
 class _NotRun(Exception):

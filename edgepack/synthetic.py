@@ -29,7 +29,7 @@ def sample(spec: TensorSpec, declared: Preprocess | None, random: np.random.Gene
     name = spec.name.lower()
     if declared is not None:
         try:
-            return _declared_image(spec, replace(declared, resize=None, crop=None), random)
+            return _declared_image(spec, replace(declared, resize=None, crop=None, pad=None), random)
         except CalibrationError:
             pass  # the declaration doesn't fit this input: that is said where pictures are used
     if dtype.kind == "b":

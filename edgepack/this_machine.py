@@ -109,7 +109,7 @@ def _engines(facts: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
 
     about = ("arch", "os", "libc", "libc_version", "glibcxx", "cpu", "cpu_features")
     unused = dict.fromkeys(field.name for field in fields(Target))
-    probe = Target(**{**unused, **{key: facts[key] for key in about}, "name": "this machine"})
+    probe = Target(**{**unused, **{key: facts[key] for key in about}, "name": "this machine", "libraries": {}})
     absent: dict[str, str] = {}
     names = list(dict.fromkeys([*facts["engines"], *facts.get("absent", {})]))
     for name in names:

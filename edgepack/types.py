@@ -42,16 +42,20 @@ class TensorSpec:
 class Preprocess:
     """How a photograph becomes one input tensor.
 
-    The order is: decode to RGB uint8, resize, centre crop, colour order, ``(x - mean) / std``, layout.
-    ``mean`` and ``std`` are in units of the 0..255 pixel scale, one value or one per channel.
-    ``resize`` is (height, width), or the length of the shorter side.
+    The order is: decode to RGB uint8, resize, centre crop, colour order, pad, ``(x - mean) / std``, layout.
+    ``mean``, ``std`` and ``pad_value`` are in units of the 0..255 pixel scale, one value or one per channel.
+    ``resize`` is (height, width), which ``fit`` reaches in one of three ways, or the length of the shorter side.
     """
 
     layout: str = "NCHW"
     color: str = "RGB"
     resize: tuple[int, int] | int | None = None
+    fit: str = "stretch"
     method: str = "bilinear"
     crop: tuple[int, int] | None = None
+    pad: tuple[int, int] | None = None
+    pad_value: tuple[float, ...] = (0.0,)
+    pad_place: str = "center"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -99,7 +103,7 @@ class Artifact:
     """Engine files of one variant, in a folder with an ``artifact.json`` that holds these fields.
 
     ``inputs`` and ``outputs`` are in the order of the source model's. ``layers`` names the engine's
-    layer types (ncnn needs them to build its runtime); empty elsewhere.
+    layer types and other parts that its runtime must be built with (ncnn); empty elsewhere.
     """
 
     folder: Path
@@ -160,7 +164,11 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A device profile: one TOML of ``targets/``. ``absent`` maps an engine to why it is not offered."""
+    """A device profile: one TOML of ``targets/``. ``absent`` maps an engine to why it is not offered.
+
+    ``size`` is what compiled code is optimised for, "fast" or "small". ``static`` links engines that are compiled from
+    source into a static program. ``libraries`` maps an engine to a shared library of the user's own, by absolute path.
+    """
 
     name: str
     description: str
@@ -179,6 +187,9 @@ class Target:
     bounds: dict[Precision, Bound]
     emulator_cpu: str
     cmake_toolchain_file: str | None = None
+    size: str = "fast"
+    static: bool = True
+    libraries: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +209,9 @@ class Compiler:
 class RuntimeSpec:
     """What a harness needs of one engine: C++ backend source, CMake arguments, libraries to ship.
 
-    ``libraries`` maps the file name in the bundle's ``lib/`` to the file; ``licences`` likewise.
+    ``libraries`` maps the file name in the bundle's ``lib/`` to the file; ``licences`` likewise. ``cpu_features`` are
+    what its code needs of the CPU beyond the architecture's base. ``full_size`` are the bytes of the whole engine where
+    less of it ships: of its library, or of the harness with all of it linked in; 0 where that isn't known.
     """
 
     backend: str
@@ -206,6 +219,8 @@ class RuntimeSpec:
     cmake_args: tuple[str, ...] = ()
     libraries: dict[str, Path] = field(default_factory=dict)
     licences: dict[str, Path] = field(default_factory=dict)
+    cpu_features: tuple[str, ...] = ()
+    full_size: int = 0
     digest: str = ""
 
 
@@ -251,6 +266,7 @@ class Outcome:
     hint: str = ""
     size: int = 0
     runtime_size: int = 0
+    full_size: int = 0
     verdict: Verdict | None = None
     self_test: SelfTest | None = None
     host_latency_ms: float | None = None

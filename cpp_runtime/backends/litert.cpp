@@ -173,7 +173,7 @@ class LiteRt final : public Backend {
   Status load(const Descriptor& descriptor, const std::string& folder, const std::string& library,
               int threads) override {
     const std::string named = EDGEPACK_ENGINE_LIBRARY;
-    EDGEPACK_TRY(library_.open(library, named.empty() ? "libLiteRt.so" : named));
+    EDGEPACK_TRY(library_.open(library, named.empty() ? "libLiteRt.so" : named, "LiteRT " EDGEPACK_ENGINE_VERSION));
     EDGEPACK_TRY(api_.resolve(library_));
     EDGEPACK_TRY(create_environment());
     const std::string path = folder + "/" + descriptor.files.front();

@@ -230,7 +230,8 @@ class OnnxRuntime final : public Backend {
 
   Status load_library(const std::string& path) {
     const std::string named = EDGEPACK_ENGINE_LIBRARY;
-    EDGEPACK_TRY(library_.open(path, named.empty() ? "libonnxruntime.so." EDGEPACK_ENGINE_VERSION : named));
+    EDGEPACK_TRY(library_.open(path, named.empty() ? "libonnxruntime.so." EDGEPACK_ENGINE_VERSION : named,
+                               "ONNX Runtime " EDGEPACK_ENGINE_VERSION));
     const OrtApiBase* (*get_base)() = nullptr;
     EDGEPACK_TRY(library_.find("OrtGetApiBase", &get_base));
     const OrtApiBase* base = get_base();
@@ -238,8 +239,7 @@ class OnnxRuntime final : public Backend {
     constexpr std::string_view kWanted = EDGEPACK_ENGINE_VERSION;
     const void* const* table = base->get_api(kApiVersion);
     if (table == nullptr || (!kWanted.empty() && version_ != kWanted)) {
-      return {EDGEPACK_ENGINE_MISSING,
-              library_.path() + " is ONNX Runtime " + version_ + ", wanted is " + EDGEPACK_ENGINE_VERSION};
+      return library_.wrong_version("ONNX Runtime " + version_);
     }
     api_.reset(new (std::nothrow) Api(table));
     if (api_ == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine"};

@@ -12,8 +12,10 @@ namespace edgepack {
 
 class SharedLibrary {
  public:
-  // Open `path`, or `<folder of the executable>/../lib/<name>` when `path` is empty.
-  Status open(const std::string& path, const std::string& name);
+  // Open `path` when it is given. Otherwise `name` in ../lib as seen from the executable's folder, where a bundle has
+  // it, then in the executable's folder. Nowhere else: a library that the system happens to have is another version.
+  // `wanted` says what is looked for, as in "LiteRT 2.3.0"; every error names it.
+  Status open(const std::string& path, const std::string& name, const std::string& wanted);
 
   // The address of a function. An error names the library and the function.
   template <typename Function>
@@ -24,6 +26,9 @@ class SharedLibrary {
     return ok();
   }
 
+  // That the file is another version, or none that is known.
+  Status wrong_version(const std::string& found) const;
+
   const std::string& path() const { return path_; }
 
  private:
@@ -32,6 +37,11 @@ class SharedLibrary {
   // Never closed: engines leave threads and thread-local destructors behind that must not lose their code.
   void* handle_ = nullptr;
   std::string path_;
+  std::string wanted_;
 };
+
+// Why the file can't be a library for this machine, as a clause; "" when nothing speaks against it. The system's loader
+// says "no such file" of a library for another processor, and dies of one that is cut short.
+std::string library_problem(const std::string& path);
 
 }  // namespace edgepack

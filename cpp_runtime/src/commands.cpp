@@ -32,7 +32,7 @@ Status perform(const Options& options, Session* session, Session* other, bool* p
     return ok();
   }
   if (options.command == "run") {
-    EDGEPACK_TRY(session->set_inputs(options.inputs));
+    EDGEPACK_TRY(options.image.empty() ? session->set_inputs(options.inputs) : session->set_image());
     EDGEPACK_TRY(session->run());
     return write_outputs(session, options.outputs);
   }
@@ -61,7 +61,8 @@ Session::Session(const Options& options, Machine* machine, std::FILE* out, int i
 Session::~Session() { edgepack_close(variant_); }
 
 Status Session::open() {
-  const edgepack_options how = {static_cast<int32_t>(options_.threads), nullptr};
+  const edgepack_options how = {static_cast<int32_t>(options_.threads),
+                                options_.library.empty() ? nullptr : options_.library.c_str()};
   const std::string& folder = index_ == 0 ? options_.variant : options_.other_variant;
   const int64_t start = machine_->now_ns();
   const edgepack_status code = edgepack_open(folder.c_str(), &how, &variant_);

@@ -37,6 +37,12 @@ class Session {
   // Read in_<i>.npy of a folder and set the inputs.
   Status set_inputs(const std::string& folder);
 
+  // Read the raw frame that the options name, and pre-process it into the model's only input.
+  Status set_image();
+
+  // The declared pre-processing of an input as in variant.txt; null when there is none.
+  const char* preprocess(size_t index);
+
   Status run();
 
   // Run and tell how long that took. Between the two looks at the clock there is nothing but the run.

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <map>
 
@@ -14,6 +15,9 @@ constexpr size_t kMaxFileBytes = 1 << 20;
 constexpr size_t kMaxTensors = 256;
 constexpr size_t kMaxFiles = 64;
 constexpr uint64_t kMaxTensorBytes = (uint64_t{1} << 31) - 1;
+constexpr int64_t kMaxSide = 1 << 16;         // pixels
+constexpr double kMostNumber = 1.0000001e30;  // of mean and std: as in Python, rounded to float
+constexpr float kLeastStd = 0.9999999e-30F;
 
 using Fields = std::map<std::string_view, std::string_view>;
 
@@ -286,7 +290,90 @@ Status parse_file(Record* record, Descriptor* descriptor) {
   return finish(*record);
 }
 
-Status parse_record(Record* record, bool* has_bound, Descriptor* descriptor) {
+// Sets `chosen` to one of `known`.
+Status take_choice(Record* record, const char* key, std::initializer_list<const char*> known, const char** chosen) {
+  std::string_view text;
+  EDGEPACK_TRY(take(record, key, &text));
+  for (const char* name : known) {
+    if (text == name) {
+      *chosen = name;
+      return ok();
+    }
+  }
+  return record->error(std::string(key) + " '" + printable(text) + "' is unknown");
+}
+
+// Reads "height,width" where the key is there; with `alone` one number is allowed as well.
+Status take_sides(Record* record, const char* key, bool alone, int32_t* sides) {
+  const auto found = record->fields.find(key);
+  if (found == record->fields.end()) return ok();
+  Shape values;
+  if (!parse_list(found->second, 1, kMaxSide, &values) || (values.size() != 2 && !(alone && values.size() == 1))) {
+    return record->error(std::string(key) + " must be height,width" + (alone ? " or one length" : ""));
+  }
+  record->fields.erase(found);
+  for (size_t i = 0; i < values.size(); ++i) sides[i] = static_cast<int32_t>(values[i]);
+  return ok();
+}
+
+// One number for all channels, or one for each.
+Status take_channels(Record* record, const char* key, size_t channels, double least, double most, float* values) {
+  std::string_view text;
+  EDGEPACK_TRY(take(record, key, &text));
+  size_t count = 0;
+  for (bool more = true; more; ++count) {
+    const size_t comma = text.find(',');
+    more = comma != std::string_view::npos;
+    double value = 0;
+    if (count == channels || !parse_decimal(text.substr(0, comma), &value) || value < least || value > most) {
+      return record->error(std::string(key) + " must be one number" + (channels == 1 ? "" : " or three") + ", from " +
+                           (least < 0 ? "-1e30 to 1e30" : "0 to 255"));
+    }
+    values[count] = static_cast<float>(value);
+    if (more) text = text.substr(comma + 1);
+  }
+  if (count != 1 && count != channels) return record->error(std::string(key) + " has two numbers, not one or three");
+  for (size_t i = count; i < 3; ++i) values[i] = values[0];
+  return ok();
+}
+
+Status parse_preprocess(Record* record, std::string_view text, Descriptor* descriptor) {
+  std::string_view number;
+  EDGEPACK_TRY(take(record, "input", &number));
+  int64_t index = 0;
+  if (!parse_integer(number, 0, static_cast<int64_t>(kMaxTensors), &index) ||
+      static_cast<size_t>(index) >= descriptor->inputs.size()) {
+    return record->error("input must be the number of an input above");
+  }
+  std::optional<Preprocess>& place = descriptor->inputs[static_cast<size_t>(index)].preprocess;
+  if (place) return record->error("a second preprocess record for input " + std::to_string(index));
+  Preprocess& made = place.emplace();
+  made.text = text;
+  edgepack_preprocess& how = made.declared;
+  EDGEPACK_TRY(take_choice(record, "layout", {"NCHW", "NHWC", "CHW", "HWC", "NHW", "HW"}, &how.layout));
+  EDGEPACK_TRY(take_choice(record, "color", {"RGB", "BGR", "GRAY"}, &how.color));
+  EDGEPACK_TRY(take_sides(record, "resize", true, how.resize));
+  EDGEPACK_TRY(take_choice(record, "fit", {"stretch", "inside", "height"}, &how.fit));
+  if (how.fit != std::string_view("stretch") && how.resize[1] == 0) {
+    return record->error("this fit needs resize=height,width");
+  }
+  EDGEPACK_TRY(take_choice(record, "method", {"bilinear", "nearest"}, &how.method));
+  EDGEPACK_TRY(take_sides(record, "crop", false, how.crop));
+  EDGEPACK_TRY(take_sides(record, "pad", false, how.pad));
+  const size_t channels = how.color == std::string_view("GRAY") ? 1 : 3;
+  if (how.pad[0] != 0) {
+    EDGEPACK_TRY(take_channels(record, "pad_value", channels, 0, 255, how.pad_value));
+    EDGEPACK_TRY(take_choice(record, "pad_place", {"center", "top_left"}, &how.pad_place));
+  }
+  EDGEPACK_TRY(take_channels(record, "mean", channels, -kMostNumber, kMostNumber, how.mean));
+  EDGEPACK_TRY(take_channels(record, "std", channels, -kMostNumber, kMostNumber, how.std));
+  for (const float value : how.std) {
+    if (std::fabs(value) < kLeastStd) return record->error("std must not be 0");
+  }
+  return finish(*record);
+}
+
+Status parse_record(Record* record, std::string_view line, bool* has_bound, Descriptor* descriptor) {
   if (record->kind == "engine") return parse_engine(record, descriptor);
   if (record->kind == "file") return parse_file(record, descriptor);
   if (record->kind == "bound") {
@@ -300,6 +387,7 @@ Status parse_record(Record* record, bool* has_bound, Descriptor* descriptor) {
     tensors.emplace_back();
     return parse_tensor(record, &tensors.back());
   }
+  if (record->kind == "preprocess") return parse_preprocess(record, line.substr(line.find(' ') + 1), descriptor);
   return record->error("'" + printable(record->kind) + "' is not a kind of record");
 }
 
@@ -320,7 +408,7 @@ Status parse_descriptor(std::string_view text, Descriptor* descriptor) {
       continue;
     }
     EDGEPACK_TRY(split(line, &record));
-    EDGEPACK_TRY(parse_record(&record, &has_bound, descriptor));
+    EDGEPACK_TRY(parse_record(&record, line, &has_bound, descriptor));
   }
   if (descriptor->engine.empty()) return record.error("the engine record is missing");
   if (!has_bound) return record.error("the bound record is missing");

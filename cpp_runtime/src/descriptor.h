@@ -14,6 +14,12 @@ namespace edgepack {
 
 using Shape = std::vector<int64_t>;
 
+// How a picture becomes an input: what the API shows, and the text that it was read from (`text` is set when asked).
+struct Preprocess {
+  std::string text;
+  edgepack_preprocess declared = {};
+};
+
 // engine = quantize_or_cast(transpose(source, perm)).reshape(engine_shape); outputs go the other way.
 struct Tensor {
   std::string name;  // any bytes
@@ -25,9 +31,10 @@ struct Tensor {
   std::vector<int> perm;       // engine axis i (before the reshape) is source axis perm[i]
   std::optional<float> scale;  // quantized when set; engine_dtype is then an integer
   int32_t zero_point = 0;
-  size_t elements = 0;      // the same on both sides
-  size_t bytes = 0;         // on the source's side
-  size_t engine_bytes = 0;  // on the engine's side
+  size_t elements = 0;                   // the same on both sides
+  size_t bytes = 0;                      // on the source's side
+  size_t engine_bytes = 0;               // on the engine's side
+  std::optional<Preprocess> preprocess;  // of an input, where the user declared one
 };
 
 struct Descriptor {

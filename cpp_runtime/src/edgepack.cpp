@@ -10,12 +10,15 @@
 #include <string>
 #include <vector>
 
+#include "cpu.h"
 #include "descriptor.h"
 #include "edgepack/backend.h"
+#include "image.h"
 #include "tensor.h"
 
 using edgepack::Backend;
 using edgepack::Descriptor;
+using edgepack::invalid;
 using edgepack::ok;
 using edgepack::Status;
 using edgepack::Tensor;
@@ -28,6 +31,7 @@ struct edgepack_variant {
   int32_t threads = 1;
   std::string error;
   std::vector<bool> is_set;
+  std::vector<edgepack::ImageInput> images;  // one per input
   edgepack::Profile profile;
   bool loaded = false;
   bool ran = false;
@@ -38,14 +42,13 @@ namespace {
 constexpr int32_t kMaxThreads = 256;
 constexpr int32_t kMaxProfileRuns = 10000;
 
-Status invalid(std::string text) { return {EDGEPACK_INVALID_ARGUMENT, std::move(text)}; }
-
 Status open(const char* folder, const edgepack_options* options, edgepack_variant* variant) {
   if (folder == nullptr) return invalid("edgepack_open: folder is NULL");
   const edgepack_options chosen = options == nullptr ? edgepack_options{} : *options;
   if (chosen.threads < 0 || chosen.threads > kMaxThreads) return invalid("threads must be 0 to 256");
   Descriptor& descriptor = variant->descriptor;
   EDGEPACK_TRY(read_descriptor(std::string(folder) + "/variant.txt", &descriptor));
+  EDGEPACK_TRY(edgepack::check_cpu(edgepack::needed_cpu_features()));
   variant->backend = edgepack::make_backend();
   if (variant->backend == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine"};
   if (descriptor.engine != variant->backend->name()) {
@@ -54,6 +57,7 @@ Status open(const char* folder, const edgepack_options* options, edgepack_varian
                                          edgepack::printable(descriptor.engine)};
   }
   variant->is_set.assign(descriptor.inputs.size(), false);
+  variant->images.resize(descriptor.inputs.size());
   variant->threads = std::max(1, chosen.threads);
   EDGEPACK_TRY(
       variant->backend->load(descriptor, folder, chosen.library == nullptr ? "" : chosen.library, variant->threads));
@@ -204,6 +208,31 @@ edgepack_status edgepack_set_input(edgepack_variant* variant, size_t index, cons
     EDGEPACK_TRY(check_bytes(*tensor, data, bytes));
     to_engine(*tensor, data, variant->backend->input(index));
     variant->is_set[index] = true;
+    return ok();
+  });
+}
+
+edgepack_status edgepack_set_image(edgepack_variant* variant, size_t index, const edgepack_image* image) {
+  return guarded(variant, [&]() -> Status {
+    const Tensor* tensor = nullptr;
+    EDGEPACK_TRY(pick(variant->descriptor.inputs, "input", index, &tensor));
+    if (image == nullptr) return invalid("image is NULL");
+    variant->is_set[index] = false;
+    EDGEPACK_TRY(variant->images[index].set(*tensor, *image, variant->backend->input(index)));
+    variant->is_set[index] = true;
+    return ok();
+  });
+}
+
+edgepack_status edgepack_get_preprocess(edgepack_variant* variant, size_t index, edgepack_preprocess* preprocess) {
+  return guarded(variant, [&]() -> Status {
+    const Tensor* tensor = nullptr;
+    EDGEPACK_TRY(pick(variant->descriptor.inputs, "input", index, &tensor));
+    if (preprocess == nullptr) return invalid("preprocess is NULL");
+    *preprocess = {};
+    if (!tensor->preprocess) return ok();
+    *preprocess = tensor->preprocess->declared;
+    preprocess->text = tensor->preprocess->text.c_str();
     return ok();
   });
 }

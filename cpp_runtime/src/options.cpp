@@ -24,8 +24,14 @@ struct Flag {
 constexpr Flag kFlags[] = {
     {"--variant", "isrbp", "isrbp", &Options::variant},
     {"--golden", "sbp", "sbp", &Options::golden},
-    {"--inputs", "r", "r", &Options::inputs},
+    {"--inputs", "r", "", &Options::inputs},
+    {"--image", "r", "", &Options::image},
+    {"--format", "r", "", &Options::format},
+    {"--size", "r", "", &Options::size},
+    {"--yuv", "r", "", &Options::yuv},
+    {"--stride", "r", "", nullptr, &Options::stride, 1, 1 << 20},
     {"--outputs", "r", "r", &Options::outputs},
+    {"--library", "isrbp", "", &Options::library},
     {"--threads", "isrbp", "", nullptr, &Options::threads, 1, 256},
     {"--cores", "bp", "", nullptr, nullptr, 0, 0, nullptr, &Options::cores},
     {"--warmup", "b", "", nullptr, &Options::warmup, 0, 1000000},
@@ -131,6 +137,9 @@ bool parse_options(int argc, const char* const* argv, Options* options, std::str
     if (flag.required.find(letter) != std::string_view::npos && (options->*flag.text).empty()) {
       return fail(options->command + " needs " + std::string(flag.name));
     }
+  }
+  if (letter == 'r' && options->inputs.empty() == options->image.empty()) {
+    return fail(options->image.empty() ? "run needs --inputs or --image" : "run takes --inputs or --image, not both");
   }
   return true;
 }

@@ -11,9 +11,13 @@ inline constexpr char kUsage[] =
     "usage: edgepack-ENGINE info      --variant DIR\n"
     "       edgepack-ENGINE self-test --variant DIR --golden DIR [--threads N]\n"
     "       edgepack-ENGINE run       --variant DIR --inputs DIR --outputs DIR [--threads N]\n"
+    "       edgepack-ENGINE run       --variant DIR --image FILE --format FORMAT --size WIDTHxHEIGHT [--stride BYTES]\n"
+    "                                 [--yuv bt601|bt601-full|bt709|bt709-full] --outputs DIR [--threads N]\n"
     "       edgepack-ENGINE bench     --variant DIR [--variant OTHER] --golden DIR [--threads N] [--cores 4-7,0]\n"
     "                                 [--warmup N] [--min-seconds S] [--min-runs N] [--block-runs N]\n"
-    "       edgepack-ENGINE profile   --variant DIR --golden DIR [--threads N] [--cores 4-7,0] [--runs N]\n";
+    "       edgepack-ENGINE profile   --variant DIR --golden DIR [--threads N] [--cores 4-7,0] [--runs N]\n"
+    "       Each also takes --library FILE: the engine's shared library, where it is not in ../lib beside the "
+    "harness\n";
 
 struct Options {
   std::string command;
@@ -22,6 +26,12 @@ struct Options {
   std::string golden;
   std::string inputs;
   std::string outputs;
+  std::string image;  // a raw frame instead of inputs
+  std::string format;
+  std::string size;
+  std::string yuv = "bt601";
+  int64_t stride = 0;  // 0: rows lie close together
+  std::string library;
   int64_t threads = 1;
   std::vector<int> cores;  // empty: where the system puts us
   int64_t warmup = -1;     // runs; -1: until steady

@@ -23,6 +23,7 @@ class [[nodiscard]] Status {
 };
 
 inline Status ok() { return {}; }
+inline Status invalid(std::string text) { return {EDGEPACK_INVALID_ARGUMENT, std::move(text)}; }
 
 }  // namespace edgepack
 

@@ -151,17 +151,29 @@ T quantize(float value, float scale, int32_t zero_point) {
   return saturate<T>(Value{Value::kReal, 0, 0, static_cast<double>(level)});
 }
 
+// Half to even, as std::nearbyint: beside 1.5 * 2^23 a float has no room for a fraction. Without a call, so that the
+// loops below become vector code. Larger values come back as they are, which all saturate to 16 bits or fewer.
+float round_even(float value) {
+  constexpr float kRoom = 12582912.0F;
+  return std::fabs(value) < 4194304.0F ? (value + kRoom) - kRoom : value;
+}
+
+// float32 to an integer of at most 16 bits, whose limits are exact as floats.
 template <typename T>
-void quantize_run(edgepack_dtype from, float scale, int32_t zero_point, const Run& run) {
+T small_integer(float value) {
   constexpr auto kLow = static_cast<float>(std::numeric_limits<T>::min());
   constexpr auto kHigh = static_cast<float>(std::numeric_limits<T>::max());
+  const float level = value < kLow ? kLow : value > kHigh ? kHigh : value;
+  return std::isnan(level) ? T{0} : static_cast<T>(level);
+}
+
+template <typename T>
+void quantize_run(edgepack_dtype from, float scale, int32_t zero_point, const Run& run) {
   const auto zero = static_cast<float>(zero_point);
-  if (from == EDGEPACK_FLOAT32 && sizeof(T) < 4) {  // the common case; the limits are exact as floats
+  if (from == EDGEPACK_FLOAT32 && sizeof(T) < 4) {  // the common case
     for (size_t i = 0; i < run.count; ++i) {
       const float value = peek<float>(run.from, run.from_at + i * run.from_step);
-      float level = std::nearbyint(value / scale) + zero;
-      level = level < kLow ? kLow : level > kHigh ? kHigh : level;
-      poke(run.to, run.to_at + i * run.to_step, std::isnan(level) ? T{0} : static_cast<T>(level));
+      poke(run.to, run.to_at + i * run.to_step, small_integer<T>(round_even(value / scale) + zero));
     }
     return;
   }
@@ -272,6 +284,21 @@ void from_engine(const Tensor& tensor, const void* engine, void* source) {
   walk(tensor, [&](size_t engine_at, size_t source_at, size_t source_step, size_t count) {
     convert_from_engine(tensor, {engine, engine_at, 1, source, source_at, source_step, count});
   });
+}
+
+void to_engine_run(const Tensor& tensor, const void* source, size_t count, void* engine, size_t at, size_t step) {
+  convert_to_engine(tensor, {source, 0, 1, engine, at, step, count});
+}
+
+void round_run(const float* values, size_t count, edgepack_dtype dtype, void* data) {
+  if (dtype == EDGEPACK_UINT8) {  // the common case
+    for (size_t i = 0; i < count; ++i) poke(data, i, small_integer<uint8_t>(round_even(values[i])));
+    return;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const auto value = static_cast<double>(values[i]);
+    store(dtype, data, i, Value{Value::kReal, 0, 0, is_float(dtype) ? value : std::nearbyint(value)});
+  }
 }
 
 uint16_t half_from_float(float value) {

@@ -14,6 +14,13 @@ namespace edgepack {
 void to_engine(const Tensor& tensor, const void* source, void* engine);
 void from_engine(const Tensor& tensor, const void* engine, void* source);
 
+// Part of to_engine: the `count` source elements that `source` holds in a row become the engine's elements `at`,
+// `at + step` ...
+void to_engine_run(const Tensor& tensor, const void* source, size_t count, void* engine, size_t at, size_t step);
+
+// float32 values as elements of another type: whole numbers are rounded half to even and saturated.
+void round_run(const float* values, size_t count, edgepack_dtype dtype, void* data);
+
 // IEEE 754 half precision, rounding to nearest even.
 uint16_t half_from_float(float value);
 float float_from_half(uint16_t half);

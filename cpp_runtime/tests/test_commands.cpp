@@ -115,7 +115,8 @@ TEST("info tells what the variant, the program and the processor are, without go
   CHECK_EQ(
       "{\"type\":\"cpu\",\"name\":\"stub \\\"cpu\\\"\",\"features\":[\"asimd\",\"asimddp\"]}\n"
       "{\"type\":\"input\",\"index\":0,\"name_hex\":\"69\",\"dtype\":\"float32\",\"shape\":[1,3],\"bytes\":12,"
-      "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null}\n"
+      "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null,"
+      "\"preprocess\":null}\n"
       "{\"type\":\"output\",\"index\":0,\"name_hex\":\"6f0a\",\"dtype\":\"float32\",\"shape\":[1,3],\"bytes\":12,"
       "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null}\n"
       "{\"type\":\"end\",\"status\":\"ok\",\"peak_rss_bytes\":4096}\n",
@@ -312,6 +313,46 @@ TEST("results that can't be written are an error") {
   std::fclose(out);
   std::fclose(err);
   CHECK(check::read(check::path("err.txt")).find("could not be written") != std::string::npos);
+}
+
+TEST("a raw frame becomes the input, and `info` shows how") {
+  prepare({1, 2, 3});
+  check::write("v/variant.txt",
+               "edgepack-variant 1\nengine name=null version=1 precision=fp32\nbound cosine=0.9\nfile path=none\n"
+               "input name=hex:69 dtype=float32 shape=1,2,2 engine_name=hex:69 engine_dtype=float32 engine_shape=4 "
+               "perm=0,1,2\n"
+               "output name=hex:6f dtype=float32 shape=1,2,2 engine_name=hex:6f engine_dtype=float32 engine_shape=4 "
+               "perm=0,1,2\n"
+               "preprocess input=0 layout=NHW color=GRAY fit=stretch method=nearest mean=1 std=1\n");
+  const auto run = [](const std::string& bytes, std::vector<std::string> words) {
+    words.insert(words.begin(), {"run", "--variant", check::path("v"), "--outputs", check::path("o"), "--image",
+                                 check::write("frame", bytes)});
+    return harness(words);
+  };
+  // Two rows of two gray pixels, two bytes between the rows; their gray is 0.299 + 0.587 + 0.114 of themselves.
+  const Result good = run("\1\2--\3\4--", {"--format", "gray", "--size", "2x2", "--stride", "4"});
+  CHECK_EQ("", good.err);
+  float values[4] = {};
+  CHECK_OK(read_npy(check::path("o/out_0.npy"), EDGEPACK_FLOAT32, {1, 2, 2}, values, sizeof values));
+  for (int i = 0; i < 4; ++i) CHECK(values[i] > i - 1e-5F && values[i] < i + 1e-5F);
+  CHECK(harness({"info", "--variant", check::path("v")}).out.find("\"preprocess\":\"input=0 layout=NHW color=GRAY") !=
+        std::string::npos);
+
+  const auto says = [&](const char* expected, const std::string& bytes, std::vector<std::string> words) {
+    const Result bad = run(bytes, std::move(words));
+    CHECK_EQ(3, bad.code);
+    if (bad.err.find(expected) == std::string::npos) check::fail(__FILE__, __LINE__, bad.err + " lacks " + expected);
+  };
+  says("has 3 bytes; a frame of gray 2x2 has 4", "123", {"--format", "gray", "--size", "2x2"});
+  says("--format must be one of rgb, bgr,", "1234", {"--format", "jpeg", "--size", "2x2"});
+  for (const char* size : {"", "2", "2x", "x2", "2x2x2", "2X2", "-2x2", "2 x2", "9999999x1"}) {
+    says("--size must be WIDTHxHEIGHT", "1234", {"--format", "gray", "--size", size});
+  }
+  says("--yuv must be bt601", "1234", {"--format", "gray", "--size", "2x2", "--yuv", "jpeg"});
+  says("1 to 65536 pixels", "1234", {"--format", "gray", "--size", "0x2"});
+  says("must be even, not nv12 1x2", "1234", {"--format", "nv12", "--size", "1x2"});
+  says("a stride of 1 bytes is less than a row of 2", "12", {"--format", "gray", "--size", "2x2", "--stride", "1"});
+  says("the input is float32 [1, 2, 2]", "123456", {"--format", "gray", "--size", "3x2"});
 }
 
 CHECK_MAIN

@@ -145,6 +145,68 @@ TEST("quantization must make sense") {
   CHECK_SAYS("a scale needs", parse(with(kGood, "engine_dtype=int8", "engine_dtype=float32")));
 }
 
+namespace {
+
+const std::string kPreprocess =
+    "preprocess input=0 layout=NCHW color=RGB resize=256,250 fit=inside method=bilinear crop=224,223 pad=320,319 "
+    "pad_value=114 pad_place=top_left mean=123.675,116.279999,103.529999 std=58\n";
+
+}  // namespace
+
+TEST("a preprocess record is read whole, and one value stands for all channels") {
+  Descriptor d;
+  CHECK_OK(parse_descriptor(kGood + kPreprocess, &d));
+  CHECK(d.inputs[0].preprocess.has_value() && !d.outputs[0].preprocess);
+  const edgepack_preprocess how = d.inputs[0].preprocess.value_or(Preprocess{}).declared;
+  CHECK_EQ(std::string("NCHW"), how.layout);
+  CHECK_EQ(std::string("RGB"), how.color);
+  CHECK_EQ(std::string("inside"), how.fit);
+  CHECK_EQ(std::string("bilinear"), how.method);
+  CHECK_EQ(std::string("top_left"), how.pad_place);
+  CHECK_EQ(250, how.resize[1]);
+  CHECK_EQ(224, how.crop[0]);
+  CHECK_EQ(319, how.pad[1]);
+  CHECK_EQ(114.0F, how.pad_value[2]);
+  CHECK_EQ(116.28F, how.mean[1]);
+  CHECK_EQ(58.0F, how.std[2]);
+  CHECK_OK(parse(kGood + with(kPreprocess, "resize=256,250 fit=inside", "resize=256 fit=stretch")));
+  CHECK_OK(parse(kGood + with(kPreprocess, "resize=256,250 fit=inside", "fit=stretch")));
+  CHECK_OK(parse(kGood + with(kPreprocess, "pad=320,319 pad_value=114 pad_place=top_left ", "")));
+}
+
+TEST("a preprocess record that is off is refused with its line") {
+  const auto says = [](const char* words, const std::string& from, const std::string& to) {
+    CHECK_SAYS(words, parse(kGood + with(kPreprocess, from, to)));
+  };
+  CHECK_SAYS("line 9: a second preprocess record for input 0", parse(kGood + kPreprocess + kPreprocess));
+  CHECK_SAYS("number of an input above", parse(kStart + kPreprocess + kInput + kOutput));
+  for (const char* index : {"1", "-1", "", "x", "99999999999999999999"}) {
+    says("number of an input", "input=0", std::string("input=") + index);
+  }
+  says("'input' is missing", "input=0 ", "");
+  says("layout 'NCWH' is unknown", "NCHW", "NCWH");
+  says("color 'rgb' is unknown", "RGB", "rgb");
+  says("fit 'outside' is unknown", "inside", "outside");
+  says("method '\\x1b' is unknown", "bilinear", "\x1b");
+  says("pad_place 'left' is unknown", "top_left", "left");
+  says("needs resize=height,width", "resize=256,250", "resize=256");
+  says("needs resize=height,width", "resize=256,250 ", "");
+  for (const char* sides : {"0,1", "1", "1,2,3", "", "65537,1", "-1,4", "1.5,2"}) {
+    says("crop must be height,width", "crop=224,223", std::string("crop=") + sides);
+    says("pad must be height,width", "pad=320,319", std::string("pad=") + sides);
+  }
+  says("'pad_value' is missing", "pad_value=114 ", "");
+  says("'pad_place' is unknown", "pad=320,319 pad_value=114 ", "");
+  says("'sharpness' is unknown", "input=0", "input=0 sharpness=3");
+  for (const char* numbers : {"", "1,", "1,2", "1,2,3,4", "256", "-1", "nan", "1;2"}) {
+    says("pad_value ", "pad_value=114", std::string("pad_value=") + numbers);
+  }
+  says("mean must be", "123.675", "1e31");
+  says("std must not be 0", "std=58", "std=58,0,58");
+  says("std must not be 0", "std=58", "std=1e-31");
+  says("mean must be one number, from -1e30 to 1e30", "color=RGB", "color=GRAY");
+}
+
 TEST("an unknown dtype is named, printably") {
   CHECK_SAYS("'complex64'", parse(with(kGood, "dtype=float32", "dtype=complex64")));
   CHECK_SAYS("\\x1b[31m", parse(with(kGood, "dtype=float32", "dtype=\x1b[31m")));

@@ -33,6 +33,23 @@ TEST("a full line is understood") {
   CHECK((o.cores == std::vector<int>{0, 4, 5, 6}));
 }
 
+TEST("a raw frame takes the place of the inputs") {
+  const char* words[] = {"edgepack-null", "run",  "--variant", "v",       "--outputs", "o",   "--image", "f.raw",
+                         "--format",      "nv12", "--size",    "640x480", "--stride",  "704", "--yuv",   "bt709"};
+  Options o;
+  std::string error;
+  CHECK(parse_options(16, words, &o, &error));
+  CHECK_EQ("f.raw", o.image);
+  CHECK_EQ("nv12", o.format);
+  CHECK_EQ("640x480", o.size);
+  CHECK_EQ(int64_t{704}, o.stride);
+  CHECK_EQ("bt709", o.yuv);
+  CHECK_EQ("run needs --inputs or --image", refusal({"run", "--variant", "v", "--outputs", "o"}));
+  CHECK_EQ("run takes --inputs or --image, not both",
+           refusal({"run", "--variant", "v", "--outputs", "o", "--inputs", "i", "--image", "f"}));
+  CHECK_EQ("bench has no option '--image'", refusal({"bench", "--image", "f"}));
+}
+
 TEST("what can't be understood is named") {
   CHECK_EQ("no command given", refusal({}));
   CHECK_EQ("there is no command 'train'", refusal({"train"}));

@@ -8,6 +8,7 @@ that it made anything. Whether the outputs are *right* is measured later, agains
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import numpy as np
 from edgepack import artifact as artifacts
 from edgepack import converter
 from edgepack.errors import ToolFailed, Unsupported, VariantError
+from edgepack.ncnn_source import WINOGRAD
 from edgepack.types import (
     Artifact,
     Binding,
@@ -37,6 +39,8 @@ PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
 MAGIC = "7767517"
 CANNOT_BE = "cannot be "  # run_ncnn's verdicts start so; the rest of its message is for the log
 TIMED_RUNS = 5
+# The parameter 9 of convolutions and inner products -> the layer type that computes it.
+FUSED = {"1": "ReLU", "2": "ReLU", "3": "Clip", "4": "Sigmoid", "5": "Mish", "6": "HardSwish"}
 
 # What neither pnnx nor ncnn has any form of. Anything else is tried: that costs a second, and the answer is exact.
 _NO_COUNTERPART = {
@@ -102,7 +106,7 @@ class Ncnn:
             files=(PARAM, WEIGHTS),
             inputs=(),
             outputs=(),
-            layers=tuple(sorted({layer[0] for layer in param})),
+            layers=_parts(param),
             facts={"precision": str(precision), "pnnx": made["complaints"]},
         )
         artifacts.write(_fit(draft, model, made["input_axes"], param))
@@ -128,11 +132,11 @@ class Ncnn:
                 kept.flush()
         return {"latency_ms": facts["latency_ms"], "engine_version": facts["engine_version"]}
 
-    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+    def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
         """ncnn's source, compiled with only `layers`."""
         from edgepack import runtimes
 
-        return runtimes.spec("ncnn", target, layers)
+        return runtimes.spec("ncnn", target, layers, precisions)
 
     def _shrink(self, base: Artifact, precision: Precision, calibration: Calibration | None, out: Path) -> None:
         request: dict[str, Any] = {
@@ -150,7 +154,7 @@ class Ncnn:
         if precision is Precision.INT8 and not facts["quantized"]:
             problem = _nothing_to_quantize()
             raise Unsupported(problem.message, problem.hint)
-        layers = tuple(sorted({layer[0] for layer in _read_param(out / PARAM)}))
+        layers = _parts(_read_param(out / PARAM))
         artifacts.write(replace(base, folder=out, layers=layers, facts={"precision": str(precision), **facts}))
 
 
@@ -279,6 +283,26 @@ def _read_param(path: Path) -> list[list[str]]:
     if len(lines) < 3 or lines[0].strip() != MAGIC:
         raise VariantError("cannot be loaded by ncnn: pnnx wrote no .param file", "Run `edgepack doctor`.")
     return [line.split() for line in lines[2:] if line.strip()]
+
+
+def _parts(param: list[list[str]]) -> tuple[str, ...]:
+    """What of ncnn a model needs: its layer types, the activations fused into them, and whether Winograd is of use."""
+    found = set()
+    for layer in param:
+        found.add(layer[0])
+        values = dict(word.split("=", 1) for word in layer[4:] if re.match(r"\d+=", word))
+        found |= {FUSED[values["9"]]} if values.get("9") in FUSED else set()
+        width, stride = values.get("1"), values.get("3", "1")
+        square = values.get("11", width) == width and values.get("13", stride) == stride
+        if layer[0].startswith("Convolution") and (width, stride) == ("3", "1") and square and not _depthwise(values):
+            found.add(WINOGRAD)
+    return tuple(sorted(found))
+
+
+def _depthwise(values: dict[str, str]) -> bool:
+    """Whether a convolution has as many groups as outputs, and one input channel for each."""
+    outputs = int(values.get("0", 0))
+    return int(values.get("7", 1)) == outputs > 1 and int(values.get("6", 0)) == 9 * outputs
 
 
 def _blobs(layer: list[str]) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from edgepack.quantizers.static import StaticQuantizer, has_quantized, require_s
 from edgepack.types import Artifact, Calibration, Model, Precision, Problem, RuntimeSpec, Target
 
 TIMED_RUNS = 5
+BUILD_CONFIG = "ort_operators"
 
 
 class OnnxRuntime:
@@ -29,6 +31,7 @@ class OnnxRuntime:
     version = "1"
     int8: Literal["qdq", "own", "none"] = "qdq"
     runtime_needs_layers = False
+    build_config_tools = (BUILD_CONFIG,)
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """Converter scripts that export and run use at `precision`."""
@@ -85,11 +88,16 @@ class OnnxRuntime:
             out,
         )
 
-    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+    def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
         """The shared library of the target's wheel."""
         from edgepack import runtimes
 
-        return runtimes.spec("onnxruntime", target, layers)
+        return runtimes.spec("onnxruntime", target)
+
+    def build_config(self, artifacts: Mapping[str, Artifact], out: Path) -> None:
+        """Write ``required_operators.config`` for who builds ONNX Runtime with no more than these variants need."""
+        files = [str(artifact.folder / artifact.files[0]) for artifact in artifacts.values()]
+        convert(BUILD_CONFIG, {"models": files, "names": list(artifacts)}, out)
 
     def _write(self, model: Model, files: tuple[str, ...], out: Path) -> None:
         artifacts.write(

@@ -126,11 +126,11 @@ class TFLite:
             shutil.rmtree(samples, ignore_errors=True)
             shutil.rmtree(raw, ignore_errors=True)
 
-    def runtime(self, target: Target, layers: tuple[str, ...]) -> RuntimeSpec:
+    def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
         """The shared library of the target's wheel."""
         from edgepack import runtimes
 
-        return runtimes.spec("tflite", target, layers)
+        return runtimes.spec("tflite", target)
 
 
 def to_engine(folder: Path, bindings: Sequence[Binding], out: Path) -> None:

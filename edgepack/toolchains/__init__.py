@@ -19,10 +19,11 @@ ORDER = ("cmake_file", "android_ndk", "gnu", "zig")  # the user's own first, dow
 def select(target: Target, engine: str) -> Compiler:
     """The first toolchain that can make a harness of `engine` for `target`.
 
-    ncnn is linked statically, so any libc does; the other engines load a shared library, and their harness must
-    not need a newer libc than the profile's floor. Raises `ToolMissing` that says what to install.
+    ncnn is linked statically unless the profile says otherwise, so any libc does; the other engines load a shared
+    library, and their harness must not need a newer libc than the profile's floor. Raises `ToolMissing` that says
+    what to install.
     """
-    static = engine == "ncnn"
+    static = engine == "ncnn" and target.static
     names = [name for name in ORDER if name in plugins.names("toolchains")]
     names += [name for name in plugins.names("toolchains") if name not in names]
     found: list[Toolchain] = [plugins.load("toolchains", name) for name in names]

@@ -41,7 +41,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [
         "-DEDGEPACK_BACKEND=null",
         "-DEDGEPACK_ENGINE_VERSION=1",
-        "-DEDGEPACK_SANITIZE=ON",
+        "-DEDGEPACK_SANITIZE=address,undefined",
         "-DEDGEPACK_TESTS=ON",
     ]
     command(["cmake", "-S", ROOT / "cpp_runtime", "-B", folder, *generator, "-DCMAKE_BUILD_TYPE=Debug", *options])

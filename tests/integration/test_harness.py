@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from edgepack.artifact import identity
 from edgepack.errors import ToolFailed, ToolMissing, Unsupported
 from edgepack.toolchains.gnu import Gnu
 from edgepack.toolchains.zig import Zig
-from edgepack.types import Artifact, Binding, Bound, Precision, Target, TensorSpec
+from edgepack.types import Artifact, Binding, Bound, Precision, SelfTest, Target, TensorSpec
 from tests.conftest import missing, need
 
 SPEC = TensorSpec(name="x", dtype="float32", shape=(1, 6))
@@ -60,14 +62,16 @@ def make(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     need("cmake", "apt install cmake ninja-build")
     monkeypatch.setenv("EDGEPACK_CACHE", str(cache))
 
-    def build(target_name: str, engine: str, place: str = "a", layers: tuple[str, ...] = ()) -> Built:
-        target = config.load_target(target_name)
+    def build(target_name: str, engine: str, place: str = "a", layers: tuple[str, ...] = (), **changes: Any) -> Built:
+        target = replace(config.load_target(target_name), **changes)
         need(f"{toolchains.TRIPLES[target.arch]}-g++", f"apt install g++-{toolchains.TRIPLES[target.arch]}")
         need(emulator.PROGRAMS[target.arch], "apt install qemu-user")
         out = tmp_path / place / "files"
         out.mkdir(parents=True)
         compiler = toolchains.select(target, engine)
-        harness.build(engine, runtimes.spec(engine, target, layers), target, compiler, out, 2)
+        harness.build(
+            engine, runtimes.spec(engine, target, layers, (Precision.FP32, Precision.FP16)), target, compiler, out, 2
+        )
         return Built(target, engine, out, *write_case(tmp_path / place, engine))
 
     return build
@@ -154,10 +158,152 @@ def test_ncnn_for_32_bit_arm_is_one_static_program_that_is_right_under_emulation
 
 
 @pytest.mark.slow
-def test_ncnn_for_risc_v_is_the_same_bytes_from_every_folder_and_right_under_emulation(make: Make) -> None:
-    one, two = (make("linux-riscv64", "ncnn", place, ("Input", "ReLU")) for place in ("a", "another/folder"))
-    assert one.program.read_bytes() == two.program.read_bytes()
-    check_ncnn(one)
+def test_ncnn_for_risc_v_is_the_same_bytes_whatever_was_compiled_before_and_where(
+    make: Make, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def objects() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in (cache / "builds").rglob("ncnn.dir/layer/**/*.o")}
+
+    make("linux-riscv64", "ncnn", "before", ("Input", "ReLU"))
+    before = objects()
+    after = make("linux-riscv64", "ncnn", "after", ("Input", "ReLU", "Sigmoid"))
+    assert before.items() < objects().items(), "a second model compiles its new layers and no other"
+    one = next((cache / "builds").rglob("relu.cpp.o"))
+    one.write_bytes(one.read_bytes()[:-9])
+    repaired = make("linux-riscv64", "ncnn", "repaired", ("Input", "ReLU", "Sigmoid"))
+    downloads = cache / "downloads"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "downloads").symlink_to(downloads)
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "empty"))
+    alone = make("linux-riscv64", "ncnn", "another/folder", ("Input", "ReLU", "Sigmoid"))
+    assert alone.program.read_bytes() == after.program.read_bytes() == repaired.program.read_bytes()
+    check_ncnn(alone)
+
+
+CORES = ("cortex-a53", "cortex-a72", "cortex-a76", "max")
+
+
+def on_core(built: Built, core: str) -> SelfTest:
+    target = replace(built.target, emulator_cpu=core)
+    runner = emulator.find(target, static=elf.needs(built.program).static)
+    assert runner is not None, emulator.why_not(target)
+    return emulator.self_test(runner, built.folder, built.variant, built.golden, built.engine)
+
+
+def test_onnx_runtime_for_an_old_core_runs_on_every_newer_one(make: Make) -> None:
+    built = make("raspberrypi3", "onnxruntime")
+    results = {core: on_core(built, core) for core in CORES}
+    assert {core: result.passed for core, result in results.items()} == dict.fromkeys(CORES, True), results
+
+
+@pytest.mark.slow
+def test_a_static_ncnn_for_any_aarch64_runs_on_old_and_new_cores_and_needs_nothing_but_a_kernel(make: Make) -> None:
+    built = make("linux-aarch64", "ncnn", layers=("Input", "ReLU"))
+    results = {core: on_core(built, core) for core in CORES}
+    assert {core: result.passed for core, result in results.items()} == dict.fromkeys(CORES, True), results
+    needs = elf.needs(built.program)
+    assert needs.static and needs.interpreter == "" and needs.libraries == ()
+    assert elf.page_size(built.program) >= 16384, "Android 15 has pages of 16 KiB"
+
+
+@pytest.mark.slow
+def test_a_small_ncnn_is_right_and_says_which_instructions_an_older_cpu_lacks(make: Make) -> None:
+    built = make("rk3588", "ncnn", layers=("Input", "ReLU"), size="small", static=False)
+    assert built.program.stat().st_size < 400_000
+    assert on_core(built, "cortex-a76").passed
+    refused = on_core(built, "cortex-a53")
+    assert refused.passed is False
+    assert "compiled for a CPU with asimddp, asimdhp, which this one lacks" in refused.detail
+
+
+def test_litert_is_not_even_loaded_by_a_cpu_without_lse_atomics(make: Make) -> None:
+    refused = on_core(make("rk3588", "tflite"), "cortex-a72")
+    assert refused.passed is False and "compiled for a CPU with atomics, which this one lacks" in refused.detail
+
+
+# A libonnxruntime.so of the user's own
+
+
+STUB = """
+#include <stddef.h>
+static const char* version(void) { return "%s"; }
+static void* nothing(void) { return NULL; }
+static void* refuse(void) { return "x"; }
+static const char* words(const void* status) { return "Could not find an implementation for Relu(14) node"; }
+static const void* const* api(unsigned level) {
+  static const void* table[200];
+  for (int i = 0; i < 200; ++i) table[i] = (const void*)nothing;
+  table[2] = (const void*)words;
+  table[7] = (const void*)refuse;
+  return table;
+}
+struct base { const void* const* (*api)(unsigned); const char* (*version)(void); };
+const struct base* OrtGetApiBase(void) { static const struct base b = {api, version}; return &b; }
+"""
+
+
+def stub(folder: Path, compiler: str, version: str, name: str = "OrtGetApiBase") -> Path:
+    """A library that says it is ONNX Runtime, and can load no model: as one that was built without an operator."""
+    need(compiler, "apt install gcc g++-aarch64-linux-gnu")
+    (folder / "stub.c").write_text(STUB.replace("%s", version).replace("OrtGetApiBase", name))
+    (folder / "stub.map").write_text(f"VERS_{version} {{ global: {name}; local: *; }};\n")
+    path = folder / f"libonnxruntime-{version}.so"
+    argv = [compiler, "-shared", "-fPIC", "stub.c", "-o", str(path), "-Wl,--version-script=stub.map"]
+    assert process.run(argv, cwd=folder).returncode == 0
+    return path
+
+
+def test_a_library_of_the_users_own_ships_instead_of_the_wheels(make: Make, tmp_path: Path) -> None:
+    wheels = next(iter(runtimes.spec("onnxruntime", config.load_target("rk3588")).libraries.values()))
+    mine = tmp_path / "mine.so"
+    shutil.copyfile(wheels, mine)
+    built = make("rk3588", "onnxruntime", libraries={"onnxruntime": str(mine)})
+    assert (built.folder / "lib" / "libonnxruntime.so.1.31.1").read_bytes() == mine.read_bytes()
+    sizes = json.loads((built.folder / "size.json").read_text())
+    assert sizes["full"] == sizes["total"], "a copy of the wheel's library is no smaller"
+    built.self_test()
+
+
+def test_a_reduced_library_that_lacks_an_operator_fails_the_self_test_in_its_own_words(
+    make: Make, tmp_path: Path
+) -> None:
+    mine = stub(tmp_path, "aarch64-linux-gnu-gcc", "1.31.1")
+    built = make("rk3588", "onnxruntime", libraries={"onnxruntime": str(mine)})
+    result = on_core(built, "cortex-a76")
+    assert result.passed is False and "Could not find an implementation for Relu(14)" in result.detail
+    sizes = json.loads((built.folder / "size.json").read_text())
+    assert sizes["total"] < sizes["full"] == sizes["harness"] + 25265040
+
+
+@pytest.mark.parametrize(
+    ("compiler", "version", "name", "why"),
+    [
+        (
+            "aarch64-linux-gnu-gcc",
+            "1.30.0",
+            "OrtGetApiBase",
+            "is version 1.30.0, but variants are verified with 1.31.1",
+        ),
+        ("gcc", "1.31.1", "OrtGetApiBase", "is for x86_64, the target is aarch64"),
+        ("aarch64-linux-gnu-gcc", "1.31.1", "SomethingElse", "is not ONNX Runtime"),
+    ],
+)
+def test_a_library_of_another_version_or_machine_is_refused(
+    tmp_path: Path, compiler: str, version: str, name: str, why: str
+) -> None:
+    if compiler == "gcc" and platform.machine() != "x86_64":
+        pytest.skip("this machine's own gcc makes the right architecture")
+    mine = stub(tmp_path, compiler, version, name)
+    target = replace(config.load_target("rk3588"), libraries={"onnxruntime": str(mine)})
+    with pytest.raises(Unsupported, match=why):
+        runtimes.spec("onnxruntime", target)
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.so").write_text("not a library")
+    target = replace(config.load_target("rk3588"), libraries={"onnxruntime": str(tmp_path / "mine.so")})
+    with pytest.raises(Unsupported, match=r"mine\.so .* is no shared library"):
+        runtimes.spec("onnxruntime", target)
 
 
 def test_a_program_that_needs_more_than_the_profile_promises_is_not_accepted(
@@ -170,7 +316,7 @@ def test_a_program_that_needs_more_than_the_profile_promises_is_not_accepted(
     old = replace(new, name="old-board", libc_version="2.28")
     (tmp_path / "x").mkdir()
     with pytest.raises(Unsupported, match=r"glibc 2\.3\d, old-board promises 2\.28"):
-        harness.build("onnxruntime", runtimes.spec("onnxruntime", old, ()), old, compiler, tmp_path / "x", 2)
+        harness.build("onnxruntime", runtimes.spec("onnxruntime", old), old, compiler, tmp_path / "x", 2)
 
 
 def test_a_compile_error_is_one_sentence_with_the_compilers_own_line_and_a_kept_log(

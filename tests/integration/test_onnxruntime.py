@@ -97,6 +97,26 @@ def sqnr(wanted: np.ndarray, got: np.ndarray) -> float:
     return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()))
 
 
+def test_a_reduced_builds_config_names_the_operators_and_types_of_the_variants(tmp_path: Path) -> None:
+    model = model_of(tiny_classifier(tmp_path / "tiny.onnx"))
+    calibration = calibration_of(tmp_path / "calibration", images(tmp_path, 48, 3))
+    float32, half = (made(model, p, tmp_path / str(p)) for p in (Precision.FP32, Precision.FP16))
+    int8 = made(model, Precision.INT8, tmp_path / "int8", calibration)
+    texts = []
+    for name, variants in (("ort", {"onnxruntime-fp32": float32, "onnxruntime-int8": int8}), ("onnx", {"half": half})):
+        out = tmp_path / name
+        out.mkdir()
+        OnnxRuntime().build_config(variants, out)
+        texts.append((out / "required_operators.config").read_text())
+    for text in texts:
+        assert str(tmp_path) not in text, "the same models give the same file wherever they are"
+        rows = [line.split(";", 2) for line in text.splitlines() if not line.startswith("#")]
+        assert rows and all(domain and opset.isdigit() and operators for domain, opset, operators in rows)
+    assert "onnxruntime-fp32, onnxruntime-int8" in texts[0] and "not --minimal_build" not in texts[0]
+    assert "QLinearConv" in texts[0] and '"inputs"' in texts[0]
+    assert "not --minimal_build" in texts[1] and 'Cast{"inputs": {"0": ["MLFloat16"' in texts[1]
+
+
 def size(artifact: Artifact) -> int:
     return sum((artifact.folder / name).stat().st_size for name in artifact.files)
 

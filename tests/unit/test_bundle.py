@@ -8,7 +8,7 @@ import pytest
 from edgepack import bundle
 from edgepack.cache import sha256_text
 from edgepack.errors import IntegrityError, UsageError
-from edgepack.types import Artifact, Binding, Bound, TensorSpec
+from edgepack.types import Artifact, Binding, Bound, Preprocess, TensorSpec
 
 FACTS = {"name": "m", "inputs": [], "outputs": [], "variants": [{"name": "ncnn-fp32"}]}
 
@@ -115,4 +115,27 @@ def test_names_from_the_model_are_hex_in_the_descriptor(tmp_path: Path) -> None:
         f"input name=hex:{name.encode().hex()} dtype=float32 shape=1,3 engine_name=hex:696e30 "
         "engine_dtype=int8 engine_shape=3 perm=0,1 scale=0.5 zero_point=-3"
     )
-    assert "system" not in text
+    assert "system" not in text and "preprocess" not in text
+
+
+def test_what_was_declared_for_an_input_is_in_the_descriptor_in_float32(tmp_path: Path) -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3))
+    binding = Binding(name="x", dtype="float32", shape=(1, 3), perm=(0, 1))
+    (tmp_path / "m.bin").write_bytes(b"x")
+    artifact = Artifact(folder=tmp_path, files=("m.bin",), inputs=(binding,) * 3, outputs=(binding,))
+    whole = Preprocess(
+        layout="NHWC", color="BGR", resize=(640, 320), fit="inside", method="nearest", crop=(9, 8), pad=(11, 10),
+        pad_value=(114.0,), pad_place="top_left", mean=(0.1, 116.28, 1e-20), std=(1 / 3,),
+    )  # fmt: skip
+
+    bundle.write_variant(
+        tmp_path / "v", artifact, engine="ncnn", engine_version="1", precision="fp32", bound=Bound(cosine=0.95),
+        inputs=(spec,) * 3, outputs=(spec,), preprocess=(whole, None, Preprocess(resize=256)),
+    )  # fmt: skip
+
+    lines = (tmp_path / "v" / "variant.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("preprocess")] == [
+        "preprocess input=0 layout=NHWC color=BGR resize=640,320 fit=inside method=nearest crop=9,8 pad=11,10 "
+        "pad_value=114 pad_place=top_left mean=0.100000001,116.279999,9.99999968e-21 std=0.333333343",
+        "preprocess input=2 layout=NCHW color=RGB resize=256 fit=stretch method=bilinear mean=0 std=1",
+    ]

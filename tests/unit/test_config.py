@@ -49,6 +49,26 @@ def test_an_unknown_target_names_the_nearest() -> None:
     assert "'rk3588'" in caught.value.message and "linux-riscv64" in caught.value.hint
 
 
+def test_a_program_is_fast_and_static_unless_the_profile_says_otherwise(board: Path) -> None:
+    plain = config.load_target(board)
+    board.write_text(BOARD + 'size = "small"\nstatic = false\n')
+    changed = config.load_target(board)
+
+    assert (plain.size, plain.static) == ("fast", True)
+    assert (changed.size, changed.static) == ("small", False)
+    assert "'small'" in refusal(board, BOARD + 'size = "smal"\n').message
+
+
+def test_a_library_of_the_users_own_is_seen_from_the_profile(board: Path) -> None:
+    (board.parent / "mine.so").write_bytes(b"")
+    board.write_text(BOARD + '[libraries]\nonnxruntime = "mine.so"\n')
+
+    assert config.load_target(board).libraries == {"onnxruntime": str(board.parent.resolve() / "mine.so")}
+    assert "doesn't exist" in refusal(board, BOARD + '[libraries]\nonnxruntime = "gone.so"\n').message
+    assert "onnxruntime only" in refusal(board, BOARD + '[libraries]\nncnn = "mine.so"\n').message
+    assert "path of a file" in refusal(board, BOARD + "[libraries]\nonnxruntime = 3\n").message
+
+
 def test_a_name_never_leaves_the_folder_of_profiles() -> None:
     with pytest.raises(UsageError, match="no target"):
         config.load_target("../targets/rk3588")
@@ -253,6 +273,14 @@ def test_a_declaration_is_read_whole(tmp_path: Path) -> None:
         ('mean = "0"', "one number, or 3"),
         ("std = [1, 0, 1]", "can't be 0"),
         ("std = inf", "one number, or 3"),
+        ("std = 1e-31", "too far from 1 for float32"),
+        ("mean = [0, 1e31, 0]", "too far from 1 for float32"),
+        ('fit = "inside"', "fit = 'inside' needs resize = [height, width]"),
+        ('fit = "fill"', "fit = 'fill' is not known"),
+        ("pad = 640", "should be [height, width]"),
+        ("pad_value = 114", "does nothing without pad"),
+        ('pad_place = "top_left"', "does nothing without pad"),
+        ('pad_place = "left"', "Did you mean 'top_left'?"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_its_line(tmp_path: Path, line: str, expected: str) -> None:
@@ -261,6 +289,30 @@ def test_a_wrong_declaration_is_refused_with_its_line(tmp_path: Path, line: str,
 
     assert expected in caught.value.message
     assert caught.value.message.startswith(f"{tmp_path / 'preprocess.toml'}:3:")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('resize = 640\nfit = "inside"\n', "needs resize = [height, width] to fit into"),
+        ("pad = [640, 640]\npad_value = 256\n", "pad_value = [256.0] is outside 0..255"),
+        ("pad = [640, 640]\npad_value = [1, 2]\n", "one number, or 3"),
+        ("crop = [224, 224]\npad = [224, 200]\n", "pad = [224, 200] is smaller than crop = [224, 224]"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        declared(tmp_path, f"[input.x]\n{text}")
+
+    assert expected in caught.value.message and "preprocess.toml:3:" in caught.value.message
+
+
+def test_a_letterbox_is_declared_with_pad_and_fit(tmp_path: Path) -> None:
+    text = '[input.x]\nresize = [640, 640]\nfit = "inside"\npad = [640, 640]\npad_value = 114\nstd = 255\n'
+
+    assert declared(tmp_path, text)["x"] == Preprocess(
+        resize=(640, 640), fit="inside", pad=(640, 640), pad_value=(114.0,), pad_place="center", std=(255.0,)
+    )
 
 
 def test_means_of_the_0_to_1_scale_are_refused_with_the_right_numbers(tmp_path: Path) -> None:

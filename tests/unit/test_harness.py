@@ -32,6 +32,7 @@ def test_the_key_follows_the_engine_the_compiler_and_the_profile() -> None:
         key(libc_version="2.28"),
         key(cpu_features=("asimd",)),
         key(target="linux-riscv64"),
+        key(spec=replace(SPEC, cpu_features=("asimdhp",))),
     ]
     assert all(keys.count(one) == 1 for one in keys)
 

@@ -89,6 +89,32 @@ def test_smaller_precisions_start_from_fp32() -> None:
     assert "onnx_to_ncnn" not in engine.tools(Precision.INT8)
 
 
+def parts(*layers: str) -> set[str]:
+    return set(ncnn._parts([line.split() for line in layers]))
+
+
+def test_what_a_model_needs_of_ncnn_includes_the_activations_that_are_fused() -> None:
+    assert parts("Convolution c 1 1 a b 0=8 1=1 9=3 -23310=2,0.0,6.0") == {"Convolution", "Clip"}
+    assert parts("InnerProduct p 1 1 a b 0=8 9=0", "ReLU r 1 1 b c") == {"InnerProduct", "ReLU"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "useful"),
+    [
+        ("Convolution c 1 1 a b 0=8 1=3", True),
+        ("Convolution c 1 1 a b 0=8 1=3 11=3 3=1 13=1", True),
+        ("Convolution c 1 1 a b 0=8 1=3 3=2", False),
+        ("Convolution c 1 1 a b 0=8 1=3 11=1", False),
+        ("Convolution c 1 1 a b 0=8 1=5", False),
+        ("ConvolutionDepthWise c 1 1 a b 0=8 1=3 6=72 7=8", False),
+        ("ConvolutionDepthWise c 1 1 a b 0=8 1=3 6=288 7=2", True),
+        ("Deconvolution c 1 1 a b 0=8 1=3", False),
+    ],
+)
+def test_winograd_is_for_3x3_convolutions_of_stride_1_that_mix_channels(layer: str, useful: bool) -> None:
+    assert ("Convolution/winograd" in parts(layer)) == useful
+
+
 def test_a_param_file_with_another_beginning_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.param").write_text("nonsense")
     with pytest.raises(VariantError, match="cannot be loaded by ncnn"):

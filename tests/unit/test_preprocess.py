@@ -2,6 +2,7 @@
 
 import io
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,89 @@ def test_a_bool_input_takes_no_picture() -> None:
 def test_what_is_no_rgb_picture_is_refused(image: np.ndarray) -> None:
     with pytest.raises(CalibrationError, match="not uint8"):
         preprocess.apply(image, Preprocess(), (1, 3, 2, 2), "float32")
+
+
+@pytest.mark.parametrize(
+    ("fit", "resize", "size", "expected"),
+    [
+        ("stretch", (640, 640), (1080, 1920), (640, 640)),
+        ("inside", (640, 640), (1080, 1920), (360, 640)),
+        ("inside", (640, 640), (1920, 1080), (640, 360)),
+        ("inside", (640, 640), (240, 320), (480, 640)),
+        ("inside", (640, 640), (721, 1280), (360, 640)),  # 360.5
+        ("inside", (640, 640), (723, 1280), (362, 640)),  # 361.5
+        ("inside", (640, 640), (1, 9000), (1, 640)),
+        ("height", (48, 320), (100, 201), (48, 97)),  # 96.48
+        ("height", (48, 320), (10, 2000), (48, 320)),
+    ],
+)
+def test_fit_says_how_the_size_is_reached(
+    fit: str, resize: tuple[int, int], size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert preprocess.resized_size(*size, resize, fit) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 1000), st.integers(1, 1000))
+def test_inside_is_the_size_of_the_usual_letterbox_code(height: int, width: int, tall: int, wide: int) -> None:
+    """r = min(H / h, W / w); round(h * r), round(w * r), in exact fractions."""
+    ratio = min(Fraction(tall, height), Fraction(wide, width))
+
+    expected = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    assert preprocess.resized_size(height, width, (tall, wide), "inside") == expected
+
+
+def test_a_letterbox_is_the_usual_one() -> None:
+    """Padding is split as the usual code does it: round(half - 0.1) before, round(half + 0.1) behind."""
+    image = picture(5, 9)
+    how = Preprocess(layout="HWC", resize=(18, 18), fit="inside", pad=(18, 18), pad_value=(114.0,))
+
+    found = preprocess.apply(image, how, (18, 18, 3), "float32")
+
+    before, behind = round((18 - 10) / 2 - 0.1), round((18 - 10) / 2 + 0.1)
+    inner = preprocess.apply(image, Preprocess(layout="HWC", resize=(10, 18)), (10, 18, 3), "float32")
+    expected = np.pad(inner, ((before, behind), (0, 0), (0, 0)), constant_values=114)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_odd_rest_of_padding_goes_behind_the_picture() -> None:
+    how = Preprocess(layout="HW", color="GRAY", pad=(4, 5), pad_value=(7.0,))
+
+    found = preprocess.apply(np.full((1, 2, 3), 255, np.uint8), how, (4, 5), "float32")
+
+    assert np.argwhere(found > 7).tolist() == [[1, 1], [1, 2]]
+
+
+def test_padding_is_a_colour_in_the_declared_order_and_goes_through_mean_and_std() -> None:
+    image = np.array([[[10, 20, 30]]], dtype=np.uint8)
+    how = Preprocess(
+        layout="HWC", color="BGR", pad=(1, 2), pad_place="top_left", pad_value=(50.0, 60.0, 70.0),
+        mean=(30.0, 20.0, 10.0), std=(1.0, 2.0, 4.0),
+    )  # fmt: skip
+
+    found = preprocess.apply(image, how, (1, 2, 3), "float32")
+
+    assert found.tolist() == [[[0.0, 0.0, 0.0], [20.0, 20.0, 15.0]]]
+
+
+def test_a_line_of_text_keeps_its_shape_and_its_rest_is_zero() -> None:
+    """As text recognizers want it: height 48, the width follows, zeros to the right after normalization."""
+    how = Preprocess(
+        layout="CHW", color="BGR", resize=(48, 320), fit="height", pad=(48, 320), pad_place="top_left",
+        pad_value=(127.5,), mean=(127.5,), std=(127.5,),
+    )  # fmt: skip
+
+    found = preprocess.apply(picture(24, 101), how, (3, 48, 320), "float32")
+
+    assert not found[:, :, 202:].any() and found[:, :, :202].any(axis=(0, 1)).all()
+
+
+def test_a_pad_that_is_too_small_says_what_to_change() -> None:
+    with pytest.raises(
+        CalibrationError, match=r"pad \[8, 30\] is smaller than the image, which is \[10, 20\]"
+    ) as caught:
+        preprocess.apply(picture(10, 20), Preprocess(pad=(8, 30)), (1, 3, 8, 30), "float32")
+    assert 'fit = "inside"' in caught.value.hint
 
 
 def test_the_range_of_a_declaration() -> None:

@@ -57,6 +57,15 @@ def test_one_reason_of_several_variants_is_said_once() -> None:
     assert "tflite-fp32, tflite-int8: unsupported: no library" in text
 
 
+def test_a_runtime_is_compared_with_the_whole_engine_where_that_is_known() -> None:
+    size = {"runtime_size": 1_320_000}
+    plain = report.table(result(outcome("ncnn", Precision.FP32, **size)))
+    compared = report.table(result(outcome("ncnn", Precision.FP32, **size, full_size=5_380_000)))
+
+    assert "1.32 of" not in plain and "whole engine" not in plain
+    assert "1.32 of 5.38" in compared and "whole engine" in compared
+
+
 def test_synthetic_samples_are_called_synthetic() -> None:
     assert "synthetic" in report.table(result(built(Precision.FP32, 1), synthetic=True))
     assert "synthetic" not in report.table(result(built(Precision.FP32, 1)))

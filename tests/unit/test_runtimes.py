@@ -15,7 +15,7 @@ import pytest
 
 from edgepack import config, ncnn_source, runtimes
 from edgepack.errors import IntegrityError, ToolMissing, Unsupported, VariantError
-from edgepack.types import Precision
+from edgepack.types import Precision, Target
 
 CONTENT = b"a wheel, as far as fetch cares"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -158,7 +158,8 @@ def tree(tmp_path: Path) -> Path:
     layer = tmp_path / "src" / "layer"
     for folder in ("arm", "x86"):
         (layer / folder).mkdir(parents=True)
-    names = ["Conv", "ConvDepthWise", "Gemm", "ReLU", "Attention", "Softmax", "Old", *ncnn_source.IMPLICIT]
+    names = ["Conv", "ConvDepthWise", "Gemm", "ReLU", "Attention", "Softmax", "Old", "Deep", "Crop", "Quantize"]
+    names += ncnn_source.IMPLICIT
     lines = [f"ncnn_add_layer({name}{' OFF' if name == 'Old' else ''})" for name in names]
     (tmp_path / "src" / "CMakeLists.txt").write_text("\n".join(lines))
     for name in names:
@@ -169,6 +170,11 @@ def tree(tmp_path: Path) -> Path:
     (layer / "x86" / "conv_x86.cpp").write_text('#include "conv_int8.h"\n')
     (layer / "x86" / "conv_int8.h").write_text("namespace Gemm_x86_utility { void f(); }")
     (layer / "attention.cpp").write_text("create_layer(ncnn::LayerType::Softmax)")
+    (layer / "winograd.h").write_text("copy_cut_border(top, out, 0, 1, 0, 1, opt);")
+    (layer / "fused_activation.h").write_text("create_layer_cpu(ncnn::LayerType::Softmax);")
+    (layer / "deep.cpp").write_text(
+        '#include "winograd.h"\n#include "fused_activation.h"\nquantize_to_int8(a, b, c, opt);'
+    )
     return tmp_path
 
 
@@ -195,6 +201,13 @@ def test_layers_that_ncnn_makes_by_itself_are_always_kept(tree: Path) -> None:
     assert set(ncnn_source.IMPLICIT) < ncnn_source.close(tree, "aarch64", ["Gemm"])
 
 
+def test_layers_behind_helper_functions_are_kept_and_int8s_only_with_int8(close: Close, tree: Path) -> None:
+    assert close("aarch64", "Deep") == {"Deep", "Crop", "Softmax", "Quantize"}
+    without_int8 = ncnn_source.close(tree, "aarch64", ["Deep"], int8=False)
+    assert "Quantize" not in without_int8
+    assert "Quantize" in ncnn_source.close(tree, "aarch64", ["Deep", "Quantize"], int8=False), "it was asked for"
+
+
 def test_no_layers_at_all_means_every_layer(tree: Path) -> None:
     assert ncnn_source.close(tree, "aarch64", []) == set(ncnn_source.known_layers(tree))
 
@@ -211,13 +224,44 @@ def test_every_layer_is_switched_on_or_off_by_name(tree: Path) -> None:
     assert not [flag for flag in flags if "EDGEPACK_NCNN_LAYERS" in flag]
 
 
+def small() -> Target:
+    return replace(config.load_target("rk3588"), size="small")
+
+
+def test_a_small_program_makes_no_activation_and_no_winograd_that_its_models_dont_name(tree: Path) -> None:
+    plain = ncnn_source.layer_arguments(ncnn_source.arguments(small(), ["Deep"]), tree, "aarch64")
+    assert {"-DWITH_LAYER_softmax=OFF", "-DWITH_LAYER_crop=OFF", "-DEDGEPACK_NCNN_WINOGRAD=OFF"} <= set(plain)
+    asked = ncnn_source.arguments(small(), ["Deep", "Softmax", ncnn_source.WINOGRAD])
+    asked = tuple(ncnn_source.layer_arguments(asked, tree, "aarch64"))
+    assert {"-DWITH_LAYER_softmax=ON", "-DWITH_LAYER_crop=ON", "-DEDGEPACK_NCNN_WINOGRAD=ON"} <= set(asked)
+    fast = ncnn_source.arguments(config.load_target("rk3588"), ["Deep"])
+    assert "-DEDGEPACK_NCNN_WINOGRAD=ON" in fast and "-DEDGEPACK_SIZE=fast" in fast
+
+
+def test_a_small_program_has_no_code_for_precisions_that_are_not_built() -> None:
+    floats = ncnn_source.arguments(small(), ["Conv"], [Precision.FP32, Precision.FP16])
+    single = ncnn_source.arguments(small(), ["Conv"], [Precision.FP32])
+    int8 = ncnn_source.arguments(small(), ["Conv"], [Precision.FP32, Precision.INT8])
+    assert {"-DNCNN_INT8=OFF", "-DNCNN_ARM82=ON"} <= set(floats)
+    assert {"-DNCNN_INT8=OFF", "-DNCNN_ARM82=OFF", "-DNCNN_ARM82DOT=OFF"} <= set(single)
+    assert {"-DNCNN_INT8=ON", "-DNCNN_ARM82DOT=ON"} <= set(int8)
+    assert ncnn_source.used_features(small(), [Precision.FP32]) == ()
+
+
+def test_fast_programs_share_their_layers_whatever_precisions_and_layers_are_built() -> None:
+    target = config.load_target("rk3588")
+    one = ncnn_source.arguments(target, ["Conv"], [Precision.FP32])
+    two = ncnn_source.arguments(target, ["Conv", "Gemm"], list(Precision))
+    assert ncnn_source.shared_arguments(one) == ncnn_source.shared_arguments(two)
+
+
 def test_kernels_are_compiled_for_the_profiles_cpu_and_no_other() -> None:
     new = ncnn_source.arguments(config.load_target("rk3588"), [])
     old = ncnn_source.arguments(config.load_target("raspberrypi4"), [])
     assert {"-DNCNN_ARM82=ON", "-DNCNN_ARM82DOT=ON", "-DNCNN_ARM82FP16FML=OFF", "-DNCNN_BF16=OFF"} <= set(new)
     assert {"-DNCNN_ARM82=OFF", "-DNCNN_ARM82DOT=OFF"} <= set(old)
-    assert ncnn_source.used_features(config.load_target("rk3588")) == ["asimddp", "asimdhp"]
-    assert ncnn_source.used_features(config.load_target("raspberrypi4")) == []
+    assert ncnn_source.used_features(config.load_target("rk3588")) == ("asimddp", "asimdhp")
+    assert ncnn_source.used_features(config.load_target("raspberrypi4")) == ()
     floating = replace(config.load_target("rk3588"), precisions=(Precision.FP32,))
     assert "-DNCNN_INT8=OFF" in ncnn_source.arguments(floating, [])
 
@@ -226,7 +270,7 @@ def test_an_instruction_set_is_off_where_one_that_it_builds_on_is_missing() -> N
     target = replace(config.load_target("linux-x86_64"), cpu_features=("avx", "avx2", "avx512f"))
     flags = ncnn_source.arguments(target, [])
     assert {"-DNCNN_AVX=ON", "-DNCNN_FMA=OFF", "-DNCNN_AVX2=OFF", "-DNCNN_AVX512=OFF"} <= set(flags)
-    assert ncnn_source.used_features(target) == ["avx"]
+    assert ncnn_source.used_features(target) == ("avx",)
 
 
 def write_sdist(path: Path, *entries: tarfile.TarInfo) -> Path:

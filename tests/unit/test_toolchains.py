@@ -218,6 +218,12 @@ def test_only_ncnn_is_linked_statically(monkeypatch: pytest.MonkeyPatch) -> None
     assert not toolchains.select(target, "onnxruntime").static
 
 
+def test_a_profile_may_ask_for_a_dynamic_ncnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_toolchains(monkeypatch, gnu=True)
+    target = replace(config.load_target("rk3588"), static=False)
+    assert not toolchains.select(target, "ncnn").static
+
+
 def test_without_a_compiler_every_toolchain_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with_toolchains(monkeypatch, gnu=False, zig=False)
     with pytest.raises(ToolMissing) as caught:

@@ -48,6 +48,7 @@ typedef enum edgepack_status {
   EDGEPACK_ENGINE_MISSING = 4,   /* the engine's library is not there, or has the wrong version */
   EDGEPACK_ENGINE_ERROR = 5,     /* the engine refused the model or failed to run it */
   EDGEPACK_OUT_OF_MEMORY = 6,
+  EDGEPACK_WRONG_CPU = 7,  /* the engine's code was compiled for a CPU with instructions that this one lacks */
   EDGEPACK_UNSUPPORTED = 8 /* this engine can't do that, such as tell the time of single operators */
 } edgepack_status;
 
@@ -102,7 +103,7 @@ typedef struct edgepack_about {
 /* How to open. Zero every field that you don't set: `edgepack_options o = {0};` */
 typedef struct edgepack_options {
   int32_t threads;     /* that the engine may use, 1 to 256; 0 means 1 */
-  const char* library; /* path of the engine's shared library; NULL: ../lib/ as seen from the executable's folder */
+  const char* library; /* path of the engine's shared library; NULL: in ../lib/ as seen from the executable */
 } edgepack_options;
 
 /* One operator as the engine runs it, after its own graph optimization. Times are sums over all runs of the profile.
@@ -126,6 +127,56 @@ typedef struct edgepack_profile_summary {
 
 /* An open variant. */
 typedef struct edgepack_variant edgepack_variant;
+
+/* Pixel formats of edgepack_image: the bytes of one pixel in the order of their addresses, 8 bits a channel.
+ * Row sizes in bytes, for a picture of `width` x `height` pixels: */
+typedef enum edgepack_pixel_format {
+  EDGEPACK_RGB = 1,  /* one plane, 3 * width */
+  EDGEPACK_BGR = 2,  /* one plane, 3 * width */
+  EDGEPACK_RGBA = 3, /* one plane, 4 * width; alpha is ignored */
+  EDGEPACK_BGRA = 4, /* one plane, 4 * width; alpha is ignored */
+  EDGEPACK_GRAY = 5, /* one plane, width; the value stands for R, G and B */
+  EDGEPACK_NV12 = 6, /* plane 0: Y, width; plane 1: U V U V ..., width, height / 2 rows. Width and height are even */
+  EDGEPACK_NV21 = 7, /* as NV12, but V U V U ... */
+  EDGEPACK_I420 = 8, /* planes Y, U, V; rows of U and V: width / 2, height / 2 rows. Width and height are even */
+  EDGEPACK_YUYV = 9, /* one plane, Y0 U Y1 V ..., 2 * width. The width is even */
+  EDGEPACK_UYVY = 10 /* one plane, U Y0 V Y1 ..., 2 * width. The width is even */
+} edgepack_pixel_format;
+
+/* One plane of a picture, the top row first. Nothing outside data[0 .. bytes - 1] is read. */
+typedef struct edgepack_plane {
+  const void* data; /* any alignment */
+  size_t stride;    /* bytes from the start of one row to that of the next; at least the row's size */
+  size_t bytes;     /* that `data` holds; at least stride * (rows - 1) + the row's size */
+} edgepack_plane;
+
+/* A picture in memory, such as a camera's frame. Zero every field that you don't set: `edgepack_image i = {0};` */
+typedef struct edgepack_image {
+  edgepack_pixel_format format;
+  uint32_t width;           /* in pixels, 1 to 65536 */
+  uint32_t height;          /* in pixels, 1 to 65536 */
+  edgepack_plane planes[3]; /* as many as the format has, the others are ignored */
+  int32_t full_range; /* of YUV formats; 0: Y is 16 to 235, U and V 16 to 240, as cameras deliver it; 1: 0 to 255 */
+  int32_t bt709;      /* of YUV formats; 0: the matrix of ITU-R BT.601; 1: that of BT.709 */
+} edgepack_image;
+
+/* How a picture becomes an input, as declared when the bundle was built (docs/preprocess.md has the exact rules). The
+ * steps are: resize, crop, colour order, pad, (x - mean) / std, layout. Sizes are {height, width} in pixels, {0, 0}
+ * where the step is left out. Pointers are valid until edgepack_close(). */
+typedef struct edgepack_preprocess {
+  const char* text;      /* the whole declaration as in variant.txt, "layout=NCHW color=RGB ..."; NULL: there is none */
+  const char* layout;    /* the input's axes: "NCHW", "NHWC", "CHW", "HWC", "NHW" or "HW" */
+  const char* color;     /* order of the channels: "RGB", "BGR" or "GRAY" */
+  const char* fit;       /* how resize is reached: "stretch", "inside" or "height" */
+  const char* method;    /* of resize: "bilinear" or "nearest" */
+  const char* pad_place; /* where the picture lies in the padding: "center" or "top_left" */
+  int32_t resize[2];     /* {n, 0}: n is the length of the shorter side */
+  int32_t crop[2];       /* the central part that is kept */
+  int32_t pad[2];        /* the size after padding */
+  float pad_value[3];    /* per channel in the order of `color`; for GRAY all three are the same; 0 to 255 */
+  float mean[3];         /* likewise, for pixels of 0 to 255 */
+  float std[3];          /* likewise */
+} edgepack_preprocess;
 
 /* EDGEPACK_API_VERSION of the header that the runtime was compiled with. */
 uint32_t edgepack_api_version(void);
@@ -157,6 +208,14 @@ edgepack_status edgepack_output(edgepack_variant* variant, size_t index, edgepac
 
 /* Copy a whole tensor in. `bytes` must be that of the description. The values stay until they are set again. */
 edgepack_status edgepack_set_input(edgepack_variant* variant, size_t index, const void* data, size_t bytes);
+
+/* Pre-process a picture as declared, straight into the engine's memory of input `index`. Needs a declaration for that
+ * input, whose result has the input's shape. The picture is read during the call only. Nothing is allocated when
+ * the picture has the size of the one before. On failure the input counts as not set. */
+edgepack_status edgepack_set_image(edgepack_variant* variant, size_t index, const edgepack_image* image);
+
+/* The pre-processing that was declared for input `index`. Without a declaration every field is 0 or NULL. */
+edgepack_status edgepack_get_preprocess(edgepack_variant* variant, size_t index, edgepack_preprocess* preprocess);
 
 /* Run the model once. Every input must have been set. Outputs of an earlier run are gone, also when this one fails. */
 edgepack_status edgepack_run(edgepack_variant* variant);
