@@ -45,9 +45,8 @@ int main(int argc, char** argv) {
   const Run run = at<Run>(api, 9);
   const char *in_name = argv[7], *out_name = argv[9];
   // The first run makes the output, the others write into it again.
-  measure(arguments, [&] {
-    expect(run(session, nullptr, &in_name, &input, 1, &out_name, 1, &output) == nullptr, "Run");
-  });
+  measure(arguments,
+          [&] { expect(run(session, nullptr, &in_name, &input, 1, &out_name, 1, &output) == nullptr, "Run"); });
   void* data = nullptr;
   expect(at<Status (*)(void*, void**)>(api, 51)(output, &data) == nullptr, "GetTensorMutableData");
   std::fprintf(stderr, "%.9g\n", static_cast<double>(*static_cast<float*>(data)));

@@ -24,6 +24,10 @@ constexpr std::string_view kHwcap =
     "swp half thumb 26bit fastmult fpa vfp edsp java iwmmxt crunch thumbee neon vfpv3 vfpv3d16 tls vfpv4 idiva idivt "
     "vfpd32 lpae evtstrm fphp asimdhp asimddp asimdfhm asimdbf16 i8mm";
 constexpr std::string_view kHwcap2 = "aes pmull sha1 sha2 crc32 sb ssbs";
+#elif defined(__riscv)
+// A bit for each single-letter extension.
+constexpr std::string_view kHwcap = "a b c d e f g h i j k l m n o p q r s t u v w x y z";
+constexpr std::string_view kHwcap2;
 #else
 constexpr std::string_view kHwcap, kHwcap2;
 #endif
@@ -42,9 +46,7 @@ void add_words(std::string_view text, const unsigned long* bits, std::vector<std
 std::vector<std::string> cpu_features(const std::string& cpuinfo) {
   std::vector<std::string> words;
   if (kHwcap.empty()) {
-    std::string line = field(cpuinfo, "flags");
-    if (line.empty()) line = field(cpuinfo, "isa");  // RISC-V
-    add_words(line, nullptr, &words);
+    add_words(field(cpuinfo, "flags"), nullptr, &words);
     return words;
   }
   const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);

@@ -45,11 +45,12 @@ constexpr bool kOptimized =
     false;
 #endif
 
-void write_tensors(Session* session, const char* type, const std::vector<edgepack_tensor>& tensors) {
+void write_tensors(Session* session, bool is_input) {
+  const std::vector<edgepack_tensor>& tensors = is_input ? session->inputs() : session->outputs();
   for (size_t index = 0; index < tensors.size(); ++index) {
     const edgepack_tensor& tensor = tensors[index];
     JsonLine line;
-    line.text("type", type)
+    line.text("type", is_input ? "input" : "output")
         .integer("index", static_cast<int64_t>(index))
         .text("name_hex", hex(tensor.name, tensor.name_size))
         .text("dtype", info(tensor.dtype).name)
@@ -63,8 +64,10 @@ void write_tensors(Session* session, const char* type, const std::vector<edgepac
     } else {
       line.number("scale", static_cast<double>(tensor.scale)).integer("zero_point", tensor.zero_point);
     }
-    const char* preprocess = &tensors == &session->inputs() ? session->preprocess(index) : nullptr;
-    if (preprocess != nullptr) line.text("preprocess", preprocess);
+    if (is_input) {
+      const char* preprocess = session->preprocess(index);
+      preprocess == nullptr ? line.null("preprocess") : line.text("preprocess", preprocess);
+    }
     session->write(line);
   }
 }
@@ -80,8 +83,8 @@ void write_info(Session* session) {
                      .text("libc", EDGEPACK_LIBC)
                      .boolean("optimized", kOptimized));
   session->write(JsonLine().text("type", "cpu").text("name", machine.cpu()).texts("features", machine.cpu_features()));
-  write_tensors(session, "input", session->inputs());
-  write_tensors(session, "output", session->outputs());
+  write_tensors(session, true);
+  write_tensors(session, false);
 }
 
 }  // namespace edgepack

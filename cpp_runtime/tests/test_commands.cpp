@@ -115,7 +115,8 @@ TEST("info tells what the variant, the program and the processor are, without go
   CHECK_EQ(
       "{\"type\":\"cpu\",\"name\":\"stub \\\"cpu\\\"\",\"features\":[\"asimd\",\"asimddp\"]}\n"
       "{\"type\":\"input\",\"index\":0,\"name_hex\":\"69\",\"dtype\":\"float32\",\"shape\":[1,3],\"bytes\":12,"
-      "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null}\n"
+      "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null,"
+      "\"preprocess\":null}\n"
       "{\"type\":\"output\",\"index\":0,\"name_hex\":\"6f0a\",\"dtype\":\"float32\",\"shape\":[1,3],\"bytes\":12,"
       "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null}\n"
       "{\"type\":\"end\",\"status\":\"ok\",\"peak_rss_bytes\":4096}\n",
