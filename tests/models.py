@@ -19,8 +19,9 @@ def tiny_classifier(
     batch: int | str = 1,
     opset: int = 17,
     poison: bool = False,
+    side: int = 16,
 ) -> Path:
-    """1x3x16x16 -> 1x10: two convolutions, a pooling and a fully connected layer, seeded weights."""
+    """1x3x16x16 (or another `side`) -> 1x10: 2 convolutions, a pooling and a fully connected layer, seeded weights."""
     random = np.random.default_rng(7)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
@@ -41,7 +42,7 @@ def tiny_classifier(
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch, 3, 16, 16])],
+        [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch, 3, side, side])],
         [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [batch, 10])],
         [
             weights("w1", 8, 3, 3, 3), weights("b1", 8),

@@ -94,9 +94,7 @@ class Native:
     def ncnn_arguments(self, home: Path) -> list[str]:
         """No more of ncnn than the test's model needs, and one set of instructions: all under a minute of compiling."""
         with mock.patch.dict(os.environ, {"EDGEPACK_CACHE": str(self.cache)}):
-            source = next((home / "ncnn").glob("*/src"), home).parent
-            if source == home.parent:
-                source = ncnn_source.unpack(runtimes.source("ncnn"), home / "ncnn")
+            source = ncnn_source.unpack(runtimes.source("ncnn"), home / "ncnn")
         off = [*ncnn_source._X86_NEVER, "AVX", "FMA", "F16C", "AVX2", "AVX512", "AVX512VNNI", "RUNTIME_CPU"]
         off += ["BF16", "INT8", "C_API", "PIXEL", "PIXEL_ROTATE", "PIXEL_AFFINE", "PIXEL_DRAWING", "PLATFORM_API"]
         layers = ncnn_source.layer_arguments([ncnn_source.LAYERS + ";".join(LAYERS)], source, host().arch)
