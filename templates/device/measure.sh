@@ -11,7 +11,7 @@ folder=$2 prefix=$3 govern=$4 limit=$5 deadline=$6 cool=$7 patience=$8 mask=$9
 shift 9
 restore=$1 order=$2
 shift 2
-own=$root/bench.$$ child= guard=
+own=$root/bench.$$ child= guard= policies= zones= coolings= set_mask=
 journal=$own.restore
 
 say() { printf '%s\n' "$*" || exit 141; } # 141: nobody listens any more

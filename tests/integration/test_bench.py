@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -53,6 +54,7 @@ int main(int n, char** v) {
   FILE* f = fopen(path, "r");
   if (!f || fscanf(f, "%63s", word) != 1) { fprintf(stderr, "edgepack: no %s\n", path); return 1; }
   if (!strcmp(word, "crash")) abort();
+  if (!strcmp(word, "hang")) { fclose(fopen("hanging", "w")); sleep(600); }
   int good = strcmp(word, "wrong") != 0;
   printf("{\"type\":\"context\",\"schema\":2,\"engine\":\"null\",\"engine_version\":\"1\",\"cpu\":\"test\"}\n");
   printf("{\"type\":\"load\",\"variant\":0,\"precision\":\"fp32\",\"ns\":77,\"rss_bytes\":1}\n");
@@ -182,6 +184,27 @@ def test_two_measurements_at_the_same_time_would_slow_each_other(harness: Path, 
     with places.place(find("local"), bundle), pytest.raises(Busy, match="measures on local"):
         with places.place(find("local"), bundle):
             pass
+
+
+def test_ctrl_c_is_exit_130_and_nothing_keeps_running(harness: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b.edgepack", harness, does="hang")
+    argv = [sys.executable, "-m", "edgepack.cli", "bench", str(bundle.path)]
+    child = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert until(lambda: (bundle.path / "hanging").exists())
+
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=60)
+
+    assert child.returncode == 130, stderr
+    running = str(bundle.path)
+    assert until(lambda: not any(running in words(pid) for pid in Path("/proc").glob("[0-9]*")))
+    assert until(lambda: [path.name for path in (tmp_path / "cache" / "device").iterdir()] == ["bench.lock"])
+
+
+def words(process: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_bytes().decode(errors="replace") + str((process / "cwd").readlink())
+    return ""
 
 
 def figure(device: Any, bundle: Bundle) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from edgepack import records
 from edgepack.bench import Result, mask_of
 from edgepack.bundle import Bundle
 from edgepack.errors import DeviceFailed, DeviceUnreachable, UsageError
-from edgepack.types import Measurement
+from edgepack.places import is_emulated
+from edgepack.types import Device, Measurement
 from tests.simulated_device import SimulatedDevice, place_of, probe_of
 from tests.sysfs import NO_CPUFREQ, PHONE, RASPBERRY_PI_4, RK3588, TREES
 
@@ -212,6 +214,16 @@ def test_an_emulated_figure_is_labelled_and_never_ranked_or_compared() -> None:
     assert all(len(m.blocks) == 1 for m in result.measurements)
     assert device.calls[0][7] == "no", "the clocks of this machine are left alone"
     assert device.programs[0][0] == "qemu-aarch64"
+
+
+def test_a_board_that_is_emulated_itself_is_found() -> None:
+    board = Device(name="board", target="rk3588", transport="ssh")
+    real = probe_of(RK3588)
+
+    assert not is_emulated(board, real)
+    assert is_emulated(replace(board, tags=("lab", "emulated")), real)
+    assert is_emulated(board, replace(real, cpu_features=("fpu", "sse4_2", "avx2"))), "qemu-user shows the host's CPU"
+    assert not is_emulated(board, replace(real, machine="x86_64", cpu_features=("sse4_2",)))
 
 
 def test_an_older_harness_is_asked_in_its_own_words() -> None:
