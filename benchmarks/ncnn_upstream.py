@@ -89,8 +89,9 @@ def build_upstream(tree: Path, scratch: Path) -> Path:
     (scratch / "benchncnn_param_data.h").write_text(header)
     includes = [next((scratch / "source").rglob("net.h")).parent, scratch / "build" / "ncnn" / "src", scratch]
     program = scratch / "benchncnn"
-    call(["g++", "-O3", source, *(f"-I{path}" for path in includes), next((scratch / "build").rglob("libncnn.a")),
-          "-pthread", "-o", program])  # fmt: skip
+    library = next((scratch / "build").rglob("libncnn.a"))
+    flags = ["-O3", "-fno-rtti", *(f"-I{path}" for path in includes)]  # the library has no RTTI
+    call(["g++", *flags, source, library, "-pthread", "-o", program])
     return program
 
 

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. The only place where an error becomes an exit code.
 
-Nothing heavy is imported here; each command imports what it needs.
+Nothing heavy is imported here; each command imports what it needs. Commands of a cli_*.py are added at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgepack import __version__
+from edgepack import __version__, cli_bench, cli_deploy, cli_devices
 
 if TYPE_CHECKING:
     from edgepack.plan import BuildPlan
@@ -115,6 +115,21 @@ def run(
 
 
 @cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--variant", required=True, help="Such as ncnn-int8.")
+@click.option("--runs", type=click.IntRange(1, 10000), default=20, help="Timed inferences.", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 256), default=1)
+@click.option("--cores", default="", metavar="4-7,0", help="CPUs to run on.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def profile(bundle: Path, variant: str, runs: int, threads: int, cores: str, as_json: bool) -> None:
+    """Show where one variant of BUNDLE spends its time, operator by operator."""
+    from edgepack import profiling, report
+
+    facts = profiling.profile(bundle, variant, runs=runs, threads=threads, cores=cores)
+    _print(report.document("profile", **facts), as_json, profiling.text(facts))
+
+
+@cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(path: Path, as_json: bool) -> None:
@@ -176,6 +191,12 @@ def demo(target: str, output: Path, as_json: bool) -> None:
     _print(report.build_document(result), as_json, report.table(result) + text)
     if result.bundle is None:
         _fail(3)
+
+
+cli.add_command(cli_bench.bench)
+cli.add_command(cli_deploy.deploy)
+cli.add_command(cli_deploy.rollback)
+cli.add_command(cli_devices.devices)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import log, process, resources
-from edgepack.cache import sha256_file
+from edgepack.cache import sha256_file, sha256_text
 from edgepack.errors import ToolFailed, ToolMissing
 
 FOLDER = Path(__file__).parent / "converters"
@@ -83,8 +83,12 @@ def convert(
 
 
 def digest(script: str) -> str:
-    """SHA-256 of a converter script: code and pins, so that either change makes its steps run again."""
-    return sha256_file(FOLDER / f"{script}.py")
+    """SHA-256 of a converter script, its pins and the modules beside it that it imports: a change of any of them
+    makes its steps run again."""
+    path = FOLDER / f"{script}.py"
+    imported = re.findall(r"^from (\w+) import", path.read_text("utf-8"), re.M)
+    shared = [FOLDER / f"{name}.py" for name in imported if (FOLDER / f"{name}.py").is_file()]
+    return sha256_text("".join(map(sha256_file, [path, *shared]))) if shared else sha256_file(path)
 
 
 def environment(script: str) -> Path:

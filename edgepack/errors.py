@@ -7,6 +7,7 @@
       ToolMissing      EP4xx  exit 4    a host tool is missing or too old
       DeviceUnreachable EP5xx exit 5    device unreachable or untrusted
       DeviceFailed     EP6xx  exit 6    device failed; the old version was kept
+      PartlyFailed     EP701  exit 7    some of several devices failed
       IntegrityError   EP8xx  exit 8    digest or signature
       Busy             EP9xx  exit 9    somebody else holds it
 
@@ -109,6 +110,13 @@ class DeviceFailed(EdgepackError):
 
     exit_code = 6
     id = "EP601"
+
+
+class PartlyFailed(EdgepackError):
+    """Some of several devices failed; each one's outcome is told."""
+
+    exit_code = 7
+    id = "EP701"
 
 
 class IntegrityError(EdgepackError):

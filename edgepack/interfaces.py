@@ -146,13 +146,27 @@ class Toolchain(Protocol):
 
 @runtime_checkable
 class Transport(Protocol):
-    """The only way to a device: run, push, pull, close."""
+    """The only way to a device: run, push, pull, close. Made by calling the plugin's class with a `Device`.
 
-    def run(self, argv: list[str], timeout: float) -> Completed:
-        """Run a program on the device; `timeout` in seconds."""
+    The link is opened on first use, and again on the first use after it was lost. Every method raises
+    `DeviceUnreachable` when there is no link or it fails on the way.
+    """
 
-    def push(self, local: Path, remote: str) -> None:
-        """Copy one file to the device."""
+    name: str
+    version: str
+
+    def run(self, argv: list[str], timeout: float, *, stdin: bytes | None = None) -> Completed:
+        """Run a program on the device to its end; `argv` is data, the transport quotes it.
+
+        A non-zero exit is not an error here. Raises `process.TimedOut` after `timeout` seconds; the program on the
+        device is killed then.
+        """
+
+    def push(self, local: Path, remote: str, *, offset: int = 0) -> None:
+        """Append `local`'s bytes from `offset` on to the file `remote`, which is made anew when `offset` is 0.
+
+        A link that is cut leaves a valid prefix of `local`.
+        """
 
     def pull(self, remote: str, local: Path) -> None:
         """Copy one file from the device."""

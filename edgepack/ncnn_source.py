@@ -37,6 +37,7 @@ _HELPERS = {
 }
 _INT8_ONLY = {"Dequantize", "Quantize", "Requantize"}
 WINOGRAD = "Convolution/winograd"  # said beside a model's layers where it has a convolution that Winograd's are for
+BATCH = "Reshape/batch"  # likewise, where a Reshape names a batch axis: without NCNN_BATCH it would refuse to load
 _ACTIVATIONS = "fused_activation.h"  # a model's layers name those that are fused into others
 FOLDERS = {"aarch64": "arm", "armhf": "arm", "x86_64": "x86", "riscv64": "riscv"}
 LAYERS = "-DEDGEPACK_NCNN_LAYERS="
@@ -82,9 +83,8 @@ def arguments(target: Target, layers: Iterable[str], precisions: Iterable[Precis
         # No variant of ours is bf16, and g++ 12 can't compile its kernels for 32-bit Arm.
         "NCNN_BF16": False,
         "NCNN_INT8": Precision.INT8 in _precisions(target, precisions),
-        # Weights that are widened while computing, and batches: no variant of ours has them.
-        "NCNN_WEIGHT_QUANT": False,
-        "NCNN_BATCH": False,
+        "NCNN_WEIGHT_QUANT": False,  # weights that are widened while computing: no variant of ours has them
+        "NCNN_BATCH": not small or not wanted or BATCH in wanted,
         "NCNN_C_API": False,
         "NCNN_PIXEL": False,
         "NCNN_PIXEL_ROTATE": False,
@@ -97,7 +97,7 @@ def arguments(target: Target, layers: Iterable[str], precisions: Iterable[Precis
         **_instructions(target, precisions),
     }
     flags = [f"-D{name}={'ON' if on else 'OFF'}" for name, on in sorted(options.items())]
-    return (*flags, f"-DEDGEPACK_SIZE={target.size}", f"{LAYERS}{';'.join(sorted(wanted - {WINOGRAD}))}")
+    return (*flags, f"-DEDGEPACK_SIZE={target.size}", f"{LAYERS}{';'.join(sorted(wanted - {WINOGRAD, BATCH}))}")
 
 
 def used_features(target: Target, precisions: Iterable[Precision] = ()) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ def names(group: str) -> list[str]:
 
 
 @functools.cache
-def load(group: str, name: str) -> Any:
-    """Make the plugin `name`. Raises `UsageError` that lists what is installed."""
+def find(group: str, name: str) -> Any:
+    """The class of the plugin `name`. Raises `UsageError` that lists what is installed."""
     found = _found(group)
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
@@ -39,7 +39,13 @@ def load(group: str, name: str) -> Any:
             f"Installed: {', '.join(found) or 'none'}.",
             id="EP203",
         )
-    return found[name].load()()
+    return found[name].load()
+
+
+@functools.cache
+def load(group: str, name: str) -> Any:
+    """Make the plugin `name`, which takes no arguments. Raises like `find`."""
+    return find(group, name)()
 
 
 def load_all(group: str) -> list[Any]:

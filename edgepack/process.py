@@ -56,12 +56,13 @@ def run(
     env: Mapping[str, str] | None = None,
     limits: Limits = Limits(),
     log_file: Path | None = None,
+    stdin: bytes | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run a program to its end and return its output; a non-zero exit is not an error here.
 
-    `env` replaces the environment when given. `log_file` receives the command, its output and exit code. `pass_fds`
-    stay open in the program and its children.
+    `env` replaces the environment when given, `stdin` is what the program reads (default: nothing). `log_file`
+    receives the command, its output and exit code. `pass_fds` stay open in the program and its children.
     Raises `ToolMissing` when the program isn't found (naming the PATH searched) and `TimedOut`.
     """
     command = tuple(str(a) for a in argv)
@@ -76,12 +77,14 @@ def run(
     if _interrupted.is_set():
         raise KeyboardInterrupt
     started = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as into:
+        into.write(stdin or b"")
+        into.seek(0)
         child = subprocess.Popen(
             (program, *command[1:]),
             cwd=cwd,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=into if stdin else subprocess.DEVNULL,
             stdout=out,
             stderr=err,
             start_new_session=True,

@@ -63,7 +63,7 @@ def table(result: BuildResult) -> str:
         if outcome.variant.precision is Precision.FP32 and outcome.size
     }
     rows = [_row(outcome, float_sizes.get(outcome.variant.engine)) for outcome in result.outcomes]
-    lines = [_columns(headers, rows)]
+    lines = [columns(headers, rows)]
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for outcome in result.outcomes:
         if outcome.status is not Status.BUILT:
@@ -125,7 +125,8 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f}" if size else "-"
 
 
-def _columns(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def columns(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table as text: the first two columns to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
     lines = []
     for row in (headers, tuple("-" * w for w in widths), *rows):

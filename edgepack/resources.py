@@ -1,4 +1,4 @@
-"""Finds targets/, templates/, cpp_runtime/ inside the wheel or in a checkout, and the cache's folder."""
+"""Finds targets/, templates/, cpp_runtime/ inside the wheel or in a checkout, and the user's folders."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ def cache_root() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("edgepack")
+
+
+def config_root() -> Path:
+    """The user's configuration folder: their devices.toml and the host keys that they trust."""
+    from platformdirs import user_config_path
+
+    return user_config_path("edgepack")

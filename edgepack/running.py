@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack import elf, emulator
-from edgepack.bundle import open_bundle, target_from
+from edgepack import elf, emulator, process
+from edgepack.bundle import Bundle, open_bundle, target_from
 from edgepack.cache import out_of_space
 from edgepack.errors import DeviceFailed, ToolMissing, UsageError
-from edgepack.types import TensorSpec
+from edgepack.types import Completed, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
 SECONDS = 1800.0
@@ -24,18 +25,16 @@ SECONDS = 1800.0
 def run(path: Path, variant: str, input_file: Path, output_file: Path, *, device: str, threads: int) -> dict[str, Any]:
     """Run `variant` on the arrays of an ``.npz`` and write the outputs as ``.npz`` under the source's names.
 
-    Raises `UsageError` (no such variant, arrays that don't fit), `ToolMissing` (a foreign architecture and no
-    emulator) and `DeviceFailed` (the harness said no).
+    Raises `UsageError` (no such variant or device, arrays that don't fit), `ToolMissing` (a foreign architecture
+    and no emulator) and `DeviceFailed` (the harness said no, or the bundle is not deployed there).
     """
-    if device != "local":
-        raise UsageError(
-            f"There is no transport to the device {device!r} in this version; bundles run on `local` only.",
-            "Copy the bundle to the device and call bin/edgepack-ENGINE run there.",
-            id="EP240",
-        )
     bundle = open_bundle(path)
     folder = bundle.variant(variant)
     inputs = read_npz(input_file, bundle.inputs)
+    if device != "local":
+        how, results = _on_device(bundle, variant, inputs, device, threads)
+        write_npz(output_file, results)
+        return _facts(bundle, variant, how, output_file)
     target = target_from(bundle.manifest["target"])
     engine = variant.rsplit("-", 1)[0]
     program = path.resolve() / "bin" / f"edgepack-{engine}"
@@ -51,22 +50,71 @@ def run(path: Path, variant: str, input_file: Path, output_file: Path, *, device
         argv = [program, "run", "--variant", folder.resolve()]
         argv += ["--inputs", ins, "--outputs", outs, "--threads", threads]
         done = runner.run([str(a) for a in argv], SECONDS)
-        if crash := emulator.describe_crash(done.returncode, engine):
-            raise DeviceFailed(f"{variant}: {crash[0]}", crash[1])
-        if done.returncode != 0:
-            words = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
-            raise DeviceFailed(f"The harness of {variant} ended with {done.returncode}: {words[0]}", "")
+        _check(done, variant)
         results = {
             spec.name: np.load(outs / f"out_{index}.npy", allow_pickle=False)
             for index, spec in enumerate(bundle.outputs)
         }
     write_npz(output_file, results)
+    return _facts(bundle, variant, runner.how, output_file)
+
+
+def _facts(bundle: Bundle, variant: str, how: str, output_file: Path) -> dict[str, Any]:
     return {
         "variant": variant,
-        "how": runner.how,
+        "how": how,
         "output": str(output_file),
         "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in bundle.outputs],
     }
+
+
+def _on_device(bundle: Bundle, variant: str, inputs: Arrays, name: str, threads: int) -> tuple[str, Arrays]:
+    """Run on a device that has the bundle deployed; arrays travel as .npy files."""
+    from edgepack import inventory
+    from edgepack.device import DeviceSession
+
+    device = inventory.find(name)
+    engine = variant.rsplit("-", 1)[0]
+    with DeviceSession.open(device) as session:
+        active = session.active(bundle.manifest["name"]) or {}
+        digests = (active.get("digest"), active.get("selected_from"))
+        variants = [item["name"] for item in active.get("variants", ())]
+        if bundle.manifest["digest"] not in digests or variant not in variants:
+            raise DeviceFailed(
+                f"{variant} of {bundle.path.name} is not what {name} has active.",
+                f"Deploy it first: edgepack deploy {bundle.path} --device {name}",
+                id="EP608",
+            )
+        with tempfile.TemporaryDirectory(prefix="edgepack-run-") as scratch, session.run_folder(SECONDS) as folder:
+            files = {f"in_{i}.npy": _npy(inputs[spec.name]) for i, spec in enumerate(bundle.inputs)}
+            folder.put(files)
+            args = ["run", "--variant", f"variants/{variant}", "--inputs", folder.path, "--outputs", folder.path]
+            try:
+                done = session.harness(engine, [*args, "--threads", str(threads)], SECONDS, lease=int(SECONDS) + 60)
+            except process.TimedOut as error:
+                raise DeviceFailed(f"{name}: the harness was killed after {error.seconds:.0f} s.", "") from None
+            _check(done, variant)
+            results = {}
+            for index, spec in enumerate(bundle.outputs):
+                local = Path(scratch, f"out_{index}.npy")
+                folder.get(local.name, local)
+                results[spec.name] = np.load(local, allow_pickle=False)
+    return f"on {name}", results
+
+
+def _check(done: Completed, variant: str) -> None:
+    if crash := emulator.describe_crash(done.returncode, variant.rsplit("-", 1)[0]):
+        raise DeviceFailed(f"{variant}: {crash[0]}", crash[1])
+    if done.returncode != 0:
+        words = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+        ending = process.describe_exit(done.returncode)
+        raise DeviceFailed(f"The harness of {variant} ended with {ending}: {words[0]}", "")
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
 
 
 def read_npz(path: Path, specs: tuple[TensorSpec, ...]) -> Arrays:

@@ -55,7 +55,7 @@ def overlay(base: Mapping[str, Any]) -> dict[str, Any]:
     """
     facts = {"arch": arch(), **_libc(), **_cpu(_read(CPUINFO)), **_memory(_read(MEMINFO))}
     found = {**base, **facts}
-    found["engines"], found["absent"] = _engines(found)
+    found["engines"], found["absent"] = engines(found, "this machine")
     return found
 
 
@@ -103,20 +103,20 @@ def _memory(meminfo: str) -> dict[str, int]:
     return {"memory_mb": max(1, int(found.group(1)) // 1024)} if found else {}
 
 
-def _engines(facts: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Engines that this machine can load, by the same rules that a build applies, and why not the others."""
+def engines(facts: Mapping[str, Any], name: str) -> tuple[list[str], dict[str, str]]:
+    """Engines that a machine with `facts` can load, by the same rules that a build applies, and why not the others."""
     from edgepack import runtimes
 
     about = ("arch", "os", "libc", "libc_version", "glibcxx", "cpu", "cpu_features")
     unused = dict.fromkeys(field.name for field in fields(Target))
-    probe = Target(**{**unused, **{key: facts[key] for key in about}, "name": "this machine", "libraries": {}})
+    probe = Target(**{**unused, **{key: facts[key] for key in about}, "name": name, "libraries": {}})
     absent: dict[str, str] = {}
     names = list(dict.fromkeys([*facts["engines"], *facts.get("absent", {})]))
-    for name in names:
-        problem = runtimes.problem(name, probe) if name in runtimes.pins() else None
+    for engine in names:
+        problem = runtimes.problem(engine, probe) if engine in runtimes.pins() else None
         if problem is not None:
-            absent[name] = problem[0]
-    return [name for name in names if name not in absent], absent
+            absent[engine] = problem[0]
+    return [engine for engine in names if engine not in absent], absent
 
 
 def _read(path: Path) -> str:

@@ -6,6 +6,7 @@ sizes are bytes, durations are seconds unless a name says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -282,3 +283,106 @@ class BundleFile:
     sha256: str
     size: int
     role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One entry of a devices.toml.
+
+    ``target`` is a profile's name or path. ``address`` is ``user@host[:port]`` for ssh, the serial for adb and empty
+    for this machine. ``root`` is the folder on the device ("" = the transport's default; a relative one starts at
+    the login folder). ``options`` are the transport's own.
+    """
+
+    name: str
+    target: str
+    transport: str
+    address: str = ""
+    root: str = ""
+    tags: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What one round trip tells of a device; "", 0 and () stand for what it doesn't say.
+
+    ``machine`` is ``uname -m``; ``libc`` is ``glibc``, ``musl`` or ``bionic``; ``glibcxx`` is like ``3.4.30``.
+    ``clusters`` are (core name, count), slowest first; ``cpus`` are (index, largest kHz, governor); ``temperatures``
+    are (zone type, millidegree Celsius). ``free_bytes``, ``writable`` and ``noexec`` speak of the device's root
+    folder; ``npu`` names a driver; ``clock`` is the device's time in seconds since the epoch.
+    """
+
+    machine: str
+    kernel: str
+    os: str
+    libc: str
+    libc_version: str
+    glibcxx: str
+    cpu_features: tuple[str, ...]
+    clusters: tuple[tuple[str, int], ...]
+    cpus: tuple[tuple[int, int, str], ...]
+    memory_mb: int
+    free_bytes: int
+    temperatures: tuple[tuple[str, int], ...]
+    tools: frozenset[str]
+    writable: bool
+    noexec: bool
+    npu: str
+    clock: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredBlock:
+    """One process of a measurement: its timed runs in ns, of which the first `warmup` don't count.
+
+    ``position`` counts the blocks of all variants in the order in which they ran, ``round`` the ABBA rounds.
+    """
+
+    position: int
+    round: int
+    warmup: int
+    samples_ns: tuple[int, ...]
+    load_ns: int | None
+    first_ns: int | None
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One figure with all that is needed to understand it; one line of results.jsonl.
+
+    ``session`` is shared by what was measured interleaved; only these may be compared. ``how`` is ``native`` or
+    ``emulated``; an emulated figure has no rank. What ``valid`` is false for, ``reason`` says. ``statistics`` and
+    ``comparisons`` follow from the blocks of the session's records.
+    """
+
+    schema: int
+    time: str
+    session: str
+    edgepack: str
+    model: str
+    bundle: str
+    target: str
+    variant: str
+    engine: str
+    engine_version: str
+    precision: str
+    threads: int
+    cores: str
+    allowed_cpus: str
+    harness_sha256: str
+    model_sha256: str
+    device: Mapping[str, Any]
+    how: str
+    emulator: str
+    conditions: Mapping[str, Any]
+    blocks: tuple[MeasuredBlock, ...]
+    warmup_rounds: int
+    statistics: Mapping[str, Any]
+    comparisons: tuple[Mapping[str, Any], ...]
+    rank: int | None
+    valid: bool
+    reason: str
+    attempts: tuple[str, ...]
+    notes: tuple[str, ...]

@@ -7,7 +7,6 @@
 #include <new>
 
 #include "edgepack/backend.h"
-#include "memory.h"
 #include "shared_library.h"
 
 namespace edgepack {
@@ -29,6 +28,7 @@ struct CompiledModelT;
 struct SignatureT;
 struct TensorT;
 struct TensorBufferT;
+struct ProfilerT;
 
 struct EnvironmentOption {
   int tag;
@@ -50,6 +50,22 @@ struct RankedTensorType {
   Layout layout;
 };
 static_assert(sizeof(RankedTensorType) == 72, "the library writes 72 bytes");
+
+struct MemoryUsage {
+  size_t total, in_use, footprint;
+};
+
+// ProfiledEventData
+struct Event {
+  const char* tag;
+  int type;
+  uint64_t start_us;
+  uint64_t elapsed_us;
+  MemoryUsage before, after;
+  uint64_t metadata, more_metadata;
+  int source;
+};
+constexpr int kOperatorEvent = 2, kDelegateEvent = 4, kDelegateOperatorEvent = 8;  // LiteRtProfilerEventType
 
 struct Api {
   LiteRtStatus (*create_environment)(int, const EnvironmentOption*, EnvironmentT**);
@@ -77,9 +93,13 @@ struct Api {
   LiteRtStatus (*create_buffer)(EnvironmentT*, const RankedTensorType*, void*, TensorBufferT**);
   void (*destroy_buffer)(TensorBufferT*);
   LiteRtStatus (*packed_size)(TensorBufferT*, size_t*);
-  LiteRtStatus (*lock)(TensorBufferT*, void**, int);
-  LiteRtStatus (*unlock)(TensorBufferT*);
+  LiteRtStatus (*host_memory)(TensorBufferT*, void**);
   LiteRtStatus (*run)(CompiledModelT*, size_t, size_t, TensorBufferT**, size_t, TensorBufferT**);
+  LiteRtStatus (*get_profiler)(CompiledModelT*, ProfilerT**);
+  LiteRtStatus (*start_profiler)(ProfilerT*);
+  LiteRtStatus (*stop_profiler)(ProfilerT*);
+  LiteRtStatus (*count_events)(ProfilerT*, int*);
+  LiteRtStatus (*get_events)(ProfilerT*, int, Event*);
 
   Status resolve(const SharedLibrary& library) {
     EDGEPACK_TRY(library.find("LiteRtCreateEnvironment", &create_environment));
@@ -107,8 +127,12 @@ struct Api {
     EDGEPACK_TRY(library.find("LiteRtCreateManagedTensorBufferFromRequirements", &create_buffer));
     EDGEPACK_TRY(library.find("LiteRtDestroyTensorBuffer", &destroy_buffer));
     EDGEPACK_TRY(library.find("LiteRtGetTensorBufferPackedSize", &packed_size));
-    EDGEPACK_TRY(library.find("LiteRtLockTensorBuffer", &lock));
-    EDGEPACK_TRY(library.find("LiteRtUnlockTensorBuffer", &unlock));
+    EDGEPACK_TRY(library.find("LiteRtGetTensorBufferHostMemory", &host_memory));
+    EDGEPACK_TRY(library.find("LiteRtCompiledModelGetProfiler", &get_profiler));
+    EDGEPACK_TRY(library.find("LiteRtStartProfiler", &start_profiler));
+    EDGEPACK_TRY(library.find("LiteRtStopProfiler", &stop_profiler));
+    EDGEPACK_TRY(library.find("LiteRtGetNumProfilerEvents", &count_events));
+    EDGEPACK_TRY(library.find("LiteRtGetProfilerEvents", &get_events));
     return library.find("LiteRtRunCompiledModel", &run);
   }
 };
@@ -124,12 +148,10 @@ constexpr TfLiteType kTypes[] = {
     {11, EDGEPACK_FLOAT64}, {13, EDGEPACK_UINT64}, {16, EDGEPACK_UINT32}, {17, EDGEPACK_UINT16},
 };
 
-// One side of the model: the engine's buffers in the signature's order, our memory in the descriptor's.
+// One side of the model: the engine's buffers in the signature's order, and their memory in the descriptor's.
 struct Side {
   std::vector<TensorBufferT*> buffers;
-  std::vector<size_t> order;  // the descriptor's tensor i is the signature's order[i]
-  std::vector<Buffer> memory;
-  std::vector<size_t> bytes;
+  std::vector<void*> memory;  // the engine reads and writes it in place: nothing is copied in a run
 };
 
 class LiteRt final : public Backend {
@@ -141,7 +163,6 @@ class LiteRt final : public Backend {
       }
     }
     if (compiled_ != nullptr) api_.destroy_compiled(compiled_);
-    if (options_ != nullptr) api_.destroy_options(options_);
     if (model_ != nullptr) api_.destroy_model(model_);
     if (environment_ != nullptr) api_.destroy_environment(environment_);
   }
@@ -157,33 +178,74 @@ class LiteRt final : public Backend {
     EDGEPACK_TRY(create_environment());
     const std::string path = folder + "/" + descriptor.files.front();
     EDGEPACK_TRY(done(api_.create_model_from_file(environment_, path.c_str(), &model_), "load " + path));
-    EDGEPACK_TRY(set_options(threads));
-    EDGEPACK_TRY(done(api_.create_compiled(environment_, model_, options_, &compiled_), "prepare " + path));
+    threads_ = threads;
+    EDGEPACK_TRY(compile(false, &compiled_));
     SignatureT* signature = nullptr;
     EDGEPACK_TRY(done(api_.get_signature(model_, 0, &signature), "read the signature of " + path));
     EDGEPACK_TRY(connect(signature, descriptor.inputs, true, &inputs_));
     return connect(signature, descriptor.outputs, false, &outputs_);
   }
 
-  void* input(size_t index) override { return inputs_.memory[index].data(); }
+  void* input(size_t index) override { return inputs_.memory[index]; }
 
-  Status run() override {
-    for (size_t i = 0; i < inputs_.order.size(); ++i) {
-      EDGEPACK_TRY(copy(inputs_.buffers[inputs_.order[i]], inputs_.memory[i].data(), inputs_.bytes[i], kWrite));
-    }
-    EDGEPACK_TRY(done(api_.run(compiled_, 0, inputs_.buffers.size(), inputs_.buffers.data(), outputs_.buffers.size(),
-                               outputs_.buffers.data()),
-                      "run the model"));
-    for (size_t i = 0; i < outputs_.order.size(); ++i) {
-      EDGEPACK_TRY(copy(outputs_.buffers[outputs_.order[i]], outputs_.memory[i].data(), outputs_.bytes[i], kRead));
-    }
-    return ok();
+  Status run() override { return run(compiled_); }
+
+  const void* output(size_t index) override { return outputs_.memory[index]; }
+
+  std::string library() const override { return library_.path(); }
+
+  // On a compiled model of its own: XNNPACK keeps times only where it knew of a profiler from the start.
+  Status profile(int runs, Profile* profile) override {
+    CompiledModelT* compiled = nullptr;
+    Status status = compile(true, &compiled);
+    if (status.ok()) status = timed_runs(compiled, runs, profile);
+    if (compiled != nullptr) api_.destroy_compiled(compiled);
+    return status;
   }
 
-  const void* output(size_t index) override { return outputs_.memory[index].data(); }
-
  private:
-  enum Access { kRead = 0, kWrite = 1 };
+  Status run(CompiledModelT* compiled) {
+    return done(api_.run(compiled, 0, inputs_.buffers.size(), inputs_.buffers.data(), outputs_.buffers.size(),
+                         outputs_.buffers.data()),
+                "run the model");
+  }
+
+  Status timed_runs(CompiledModelT* compiled, int runs, Profile* profile) {
+    constexpr int kWarmUps = 2;
+    ProfilerT* profiler = nullptr;  // belongs to the compiled model
+    EDGEPACK_TRY(done(api_.get_profiler(compiled, &profiler), "give its profiler"));
+    for (int i = 0; i < kWarmUps; ++i) EDGEPACK_TRY(run(compiled));
+    std::vector<Event> events;
+    for (int i = 0; i < runs; ++i) {
+      EDGEPACK_TRY(done(api_.start_profiler(profiler), "start its profiler"));  // forgets earlier events
+      const int64_t start = steady_ns();
+      EDGEPACK_TRY(run(compiled));
+      profile->total_ns += steady_ns() - start;
+      EDGEPACK_TRY(done(api_.stop_profiler(profiler), "stop its profiler"));
+      int count = 0;
+      EDGEPACK_TRY(done(api_.count_events(profiler, &count), "count its profile"));
+      events.resize(static_cast<size_t>(count));
+      EDGEPACK_TRY(done(api_.get_events(profiler, count, events.data()), "give its profile"));
+      add_run(events, profile);
+    }
+    profile->caveat =
+        "LiteRT's timer rounds each operator down to a microsecond and leaves out what is between operators";
+    if (!profile->operators.empty()) return ok();
+    return {EDGEPACK_UNSUPPORTED, "LiteRT's profile of this model holds no operator"};
+  }
+
+  // The events of one run. A delegate's node is left out in favour of the operators that ran inside of it.
+  static void add_run(const std::vector<Event>& events, Profile* profile) {
+    bool inside = false;
+    for (const Event& event : events) inside = inside || event.type == kDelegateOperatorEvent;
+    size_t index = 0;
+    for (const Event& event : events) {
+      const std::string tag = event.tag == nullptr ? "" : event.tag;
+      const bool is_operator = event.type == kOperatorEvent || event.type == kDelegateOperatorEvent;
+      if (!is_operator || (inside && tag == "TfLiteXNNPackDelegate")) continue;
+      add_call(profile, index++, "", tag, static_cast<int64_t>(event.elapsed_us) * 1000);
+    }
+  }
 
   // The processor only: LiteRT otherwise tries to load whatever libraries for other accelerators it finds.
   Status create_environment() {
@@ -192,17 +254,25 @@ class LiteRt final : public Backend {
     return done(api_.create_environment(2, options, &environment_), "start");
   }
 
-  Status set_options(int threads) {
-    EDGEPACK_TRY(done(api_.create_options(&options_), "make options"));
-    EDGEPACK_TRY(done(api_.set_accelerators(options_, kCpu), "choose the processor"));
-    // XNNPACK's options are a TOML text that LiteRT frees.
-    const std::string text = "num_threads = " + std::to_string(threads) + "\n";
+  Status compile(bool profiled, CompiledModelT** compiled) {
+    OptionsT* options = nullptr;
+    EDGEPACK_TRY(done(api_.create_options(&options), "make options"));
+    Status status = done(api_.set_accelerators(options, kCpu), "choose the processor");
+    if (status.ok()) status = add_options(options, "xnnpack", "num_threads = " + std::to_string(threads_) + "\n");
+    if (status.ok() && profiled) status = add_options(options, "runtime_options_string", "enable_profiling = true\n");
+    if (status.ok()) status = done(api_.create_compiled(environment_, model_, options, compiled), "prepare the model");
+    api_.destroy_options(options);
+    return status;
+  }
+
+  // Options of LiteRT's parts are TOML texts that LiteRT frees.
+  Status add_options(OptionsT* options, const char* part, const std::string& text) {
     auto* payload = static_cast<char*>(std::malloc(text.size() + 1));
     if (payload == nullptr) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the engine's options"};
     std::memcpy(payload, text.c_str(), text.size() + 1);
     OpaqueOptionsT* opaque = nullptr;
-    EDGEPACK_TRY(done(api_.create_opaque("xnnpack", payload, std::free, &opaque), "make XNNPACK's options"));
-    return done(api_.add_opaque(options_, opaque), "set XNNPACK's options");
+    EDGEPACK_TRY(done(api_.create_opaque(part, payload, std::free, &opaque), "make its options"));
+    return done(api_.add_opaque(options, opaque), "set its options");
   }
 
   // Make the engine's buffers and find the descriptor's tensors among the signature's, by name.
@@ -210,9 +280,7 @@ class LiteRt final : public Backend {
     size_t count = 0;
     EDGEPACK_TRY(done((in ? api_.count_inputs : api_.count_outputs)(signature, &count), "count the tensors"));
     side->buffers.assign(count, nullptr);
-    side->order.assign(tensors.size(), count);
-    side->memory.resize(tensors.size());
-    for (const Tensor& tensor : tensors) side->bytes.push_back(tensor.engine_bytes);
+    side->memory.assign(tensors.size(), nullptr);
     for (size_t index = 0; index < count; ++index) {
       TensorT* found = nullptr;
       const char* tensor_name = nullptr;
@@ -226,16 +294,14 @@ class LiteRt final : public Backend {
       for (size_t i = 0; i < tensors.size(); ++i) {
         if (tensors[i].engine_name != tensor_name && tensors[i].engine_name != signature_name) continue;
         EDGEPACK_TRY(check(tensors[i], type, side->buffers[index]));
-        side->order[i] = index;
+        EDGEPACK_TRY(done(api_.host_memory(side->buffers[index], &side->memory[i]), "show a tensor's memory"));
       }
     }
     for (size_t i = 0; i < tensors.size(); ++i) {
-      if (side->order[i] == count) {
+      if (side->memory[i] == nullptr) {
         return {EDGEPACK_ENGINE_ERROR, "the model has no tensor " + printable(tensors[i].engine_name)};
       }
-      if (!side->memory[i].allocate(tensors[i].engine_bytes)) {
-        return {EDGEPACK_OUT_OF_MEMORY, "no memory for " + printable(tensors[i].name)};
-      }
+      std::memset(side->memory[i], 0, tensors[i].engine_bytes);
     }
     if (!in || count == tensors.size()) return ok();
     return {EDGEPACK_ENGINE_ERROR,
@@ -265,17 +331,6 @@ class LiteRt final : public Backend {
     return {EDGEPACK_ENGINE_ERROR, printable(tensor.engine_name) + " has a type that edgepack can't handle"};
   }
 
-  Status copy(TensorBufferT* buffer, void* memory, size_t bytes, Access access) {
-    void* mapped = nullptr;
-    EDGEPACK_TRY(done(api_.lock(buffer, &mapped, access), "lock a tensor"));
-    if (access == kWrite) {
-      std::memcpy(mapped, memory, bytes);
-    } else {
-      std::memcpy(memory, mapped, bytes);
-    }
-    return done(api_.unlock(buffer), "unlock a tensor");
-  }
-
   static Status done(LiteRtStatus status, const std::string& what) {
     if (status == kLiteRtOk) return ok();
     return {EDGEPACK_ENGINE_ERROR,
@@ -286,8 +341,8 @@ class LiteRt final : public Backend {
   Api api_{};
   EnvironmentT* environment_ = nullptr;
   ModelT* model_ = nullptr;
-  OptionsT* options_ = nullptr;
   CompiledModelT* compiled_ = nullptr;
+  int threads_ = 1;
   Side inputs_, outputs_;
 };
 

@@ -96,19 +96,7 @@ class Ncnn final : public Backend {
 
   Status run() override {
     ncnn::Extractor extractor = net_.create_extractor();
-    for (Slot& slot : inputs_) {
-      if (slot.packed.data() != nullptr) {
-        const size_t bytes = channel_words(slot.mat) * kWord;
-        for (int q = 0; q < slot.mat.c; ++q) {
-          std::memcpy(channel(slot.mat, q), static_cast<char*>(slot.packed.data()) + static_cast<size_t>(q) * bytes,
-                      bytes);
-        }
-      }
-      // ncnn copies a Mat that is held elsewhere before a layer works in place, so ours keeps its values.
-      if (extractor.input(slot.blob, slot.mat) != 0) {
-        return {EDGEPACK_ENGINE_ERROR, "ncnn refused the input " + printable(slot.tensor->engine_name)};
-      }
-    }
+    EDGEPACK_TRY(set_inputs(&extractor));
     for (Slot& slot : outputs_) {
       if (extractor.extract(slot.blob, slot.mat) != 0 || slot.mat.empty()) {
         return {EDGEPACK_ENGINE_ERROR, "ncnn could not compute the output " + printable(slot.tensor->engine_name)};
@@ -128,7 +116,77 @@ class Ncnn final : public Backend {
     return slot.packed.data();
   }
 
+  std::string library() const override { return ""; }
+
+  Status profile(int runs, Profile* profile) override {
+    constexpr int kWarmUps = 2;
+    const std::vector<bool> needed = needed_layers();
+    for (int i = 0; i < kWarmUps + runs; ++i) {
+      if (i == kWarmUps) *profile = {};
+      EDGEPACK_TRY(timed_run(needed, profile));
+    }
+    profile->caveat = "what ncnn does between layers, and the inputs' copies, belong to no layer";
+    return ok();
+  }
+
  private:
+  Status set_inputs(ncnn::Extractor* extractor) {
+    for (Slot& slot : inputs_) {
+      if (slot.packed.data() != nullptr) {
+        const size_t bytes = channel_words(slot.mat) * kWord;
+        for (int q = 0; q < slot.mat.c; ++q) {
+          std::memcpy(channel(slot.mat, q), static_cast<char*>(slot.packed.data()) + static_cast<size_t>(q) * bytes,
+                      bytes);
+        }
+      }
+      // ncnn copies a Mat that is held elsewhere before a layer works in place, so ours keeps its values.
+      if (extractor->input(slot.blob, slot.mat) != 0) {
+        return {EDGEPACK_ENGINE_ERROR, "ncnn refused the input " + printable(slot.tensor->engine_name)};
+      }
+    }
+    return ok();
+  }
+
+  // Which layers the outputs come from; run() leaves out the others as well.
+  std::vector<bool> needed_layers() const {
+    std::vector<bool> needed(net_.layers().size(), false);
+    std::vector<int> blobs;
+    for (const Slot& slot : outputs_) blobs.push_back(slot.blob);
+    while (!blobs.empty()) {
+      const int producer = net_.blobs()[static_cast<size_t>(blobs.back())].producer;
+      blobs.pop_back();
+      if (producer < 0 || needed[static_cast<size_t>(producer)]) continue;
+      needed[static_cast<size_t>(producer)] = true;
+      const std::vector<int>& bottoms = net_.layers()[static_cast<size_t>(producer)]->bottoms;
+      blobs.insert(blobs.end(), bottoms.begin(), bottoms.end());
+    }
+    return needed;
+  }
+
+  // run(), one layer at a time: the layers before have left their results in the extractor.
+  Status timed_run(const std::vector<bool>& needed, Profile* profile) {
+    const int64_t start = steady_ns();
+    ncnn::Extractor extractor = net_.create_extractor();
+    EDGEPACK_TRY(set_inputs(&extractor));
+    size_t index = 0;
+    for (size_t layer = 0; layer < needed.size(); ++layer) {
+      const ncnn::Layer& each = *net_.layers()[layer];
+      if (!needed[layer] || each.bottoms.empty() || each.tops.empty()) continue;  // an input has nothing below it
+      constexpr int kAsItIs = 1;  // neither unpacked nor turned into float32
+      ncnn::Mat top;
+      const int64_t before = steady_ns();
+      const int code = extractor.extract(each.tops[0], top, kAsItIs);
+      const int64_t after = steady_ns();
+      if (code != 0) return {EDGEPACK_ENGINE_ERROR, "ncnn could not compute the layer " + printable(each.name)};
+      add_call(profile, index++, each.name, each.type, after - before);
+    }
+    for (Slot& slot : outputs_) {
+      if (extractor.extract(slot.blob, slot.mat) != 0) return {EDGEPACK_ENGINE_ERROR, "ncnn lost an output"};
+    }
+    profile->total_ns += steady_ns() - start;
+    return ok();
+  }
+
   void set_options(const std::string& precision, int threads) {
     const bool half = precision == "fp16";
     net_.opt.num_threads = threads;

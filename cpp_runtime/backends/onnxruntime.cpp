@@ -1,11 +1,18 @@
 // ONNX Runtime through its C table, with own declarations: OrtApi only ever grows at its end, so the positions below
 // hold for every release since 1.7 (checked against 1.31.1).
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <new>
 #include <string_view>
 
 #include "edgepack/backend.h"
+#include "file.h"
 #include "memory.h"
+#include "onnxruntime_trace.h"
 #include "shared_library.h"
 
 namespace edgepack {
@@ -39,6 +46,7 @@ struct Api {
   OrtStatus* (*run)(OrtSession*, const void* options, const char* const* input_names, const OrtValue* const* inputs,
                     size_t input_count, const char* const* output_names, size_t output_count, OrtValue** outputs);
   OrtStatus* (*create_options)(OrtSessionOptions**);
+  OrtStatus* (*enable_profiling)(OrtSessionOptions*, const char* prefix);
   OrtStatus* (*set_intra_threads)(OrtSessionOptions*, int);
   OrtStatus* (*set_inter_threads)(OrtSessionOptions*, int);
   OrtStatus* (*count_inputs)(const OrtSession*, size_t*);
@@ -63,6 +71,7 @@ struct Api {
   void (*release_value)(OrtValue*);
   void (*release_type)(OrtTypeInfo*);
   void (*release_options)(OrtSessionOptions*);
+  OrtStatus* (*end_profiling)(OrtSession*, OrtAllocator*, char** path);
 
   explicit Api(const void* const* table) {
     resolve(table, &error_message, 2);
@@ -70,6 +79,7 @@ struct Api {
     resolve(table, &create_session, 7);
     resolve(table, &run, 9);
     resolve(table, &create_options, 10);
+    resolve(table, &enable_profiling, 14);
     resolve(table, &set_intra_threads, 24);
     resolve(table, &set_inter_threads, 25);
     resolve(table, &count_inputs, 30);
@@ -93,6 +103,7 @@ struct Api {
     resolve(table, &release_value, 96);
     resolve(table, &release_type, 98);
     resolve(table, &release_options, 100);
+    resolve(table, &end_profiling, 110);
   }
 
  private:
@@ -146,7 +157,9 @@ class OnnxRuntime final : public Backend {
   Status load(const Descriptor& descriptor, const std::string& folder, const std::string& library,
               int threads) override {
     EDGEPACK_TRY(load_library(library));
-    EDGEPACK_TRY(create_session(folder + "/" + descriptor.files.front(), threads));
+    path_ = folder + "/" + descriptor.files.front();
+    threads_ = threads;
+    EDGEPACK_TRY(create_session(nullptr, &session_));
     EDGEPACK_TRY(check(descriptor.inputs, "input", api_->count_inputs, api_->input_name, api_->input_type, true));
     EDGEPACK_TRY(check(descriptor.outputs, "output", api_->count_outputs, api_->output_name, api_->output_type, false));
     EDGEPACK_TRY(done(api_->create_memory_info(kArenaAllocator, kDefaultMemory, &memory_info_), "make a memory info"));
@@ -156,16 +169,65 @@ class OnnxRuntime final : public Backend {
 
   void* input(size_t index) override { return inputs_.memory[index].data(); }
 
-  Status run() override {
+  Status run() override { return run(session_); }
+
+  const void* output(size_t index) override { return outputs_.memory[index].data(); }
+
+  std::string library() const override { return library_.path(); }
+
+  // In a session of its own: the engine's profiler is chosen when a session is made, and slows it down.
+  Status profile(int runs, Profile* profile) override {
+    const char* temporary = std::getenv("TMPDIR");
+    std::string folder = std::string(temporary == nullptr ? "/tmp" : temporary) + "/edgepack-XXXXXX";
+    if (mkdtemp(folder.data()) == nullptr) {
+      return {EDGEPACK_FILE_ERROR, "no folder for ONNX Runtime's profile, " + folder + ": " + std::strerror(errno) +
+                                       "; set TMPDIR to a folder that can be written to"};
+    }
+    OrtSession* session = nullptr;
+    Status status = create_session((folder + "/profile").c_str(), &session);
+    std::string trace;
+    if (status.ok()) status = timed_runs(session, runs, profile, &trace);
+    if (session != nullptr) api_->release_session(session);
+    if (!trace.empty()) unlink(trace.c_str());
+    rmdir(folder.c_str());
+    return status;
+  }
+
+ private:
+  Status run(OrtSession* session) {
     // Outputs go to memory that exists already, so that a run allocates nothing for them.
-    return done(api_->run(session_, nullptr, inputs_.names.data(), inputs_.values.data(), inputs_.values.size(),
+    return done(api_->run(session, nullptr, inputs_.names.data(), inputs_.values.data(), inputs_.values.size(),
                           outputs_.names.data(), outputs_.values.size(), outputs_.values.data()),
                 "run the model");
   }
 
-  const void* output(size_t index) override { return outputs_.memory[index].data(); }
+  Status timed_runs(OrtSession* session, int runs, Profile* profile, std::string* trace) {
+    constexpr int kWarmUps = 2;
+    constexpr size_t kMostBytes = size_t{1} << 29;
+    Status status;
+    for (int i = 0; i < kWarmUps + runs && status.ok(); ++i) {
+      const int64_t start = steady_ns();
+      status = run(session);
+      if (i >= kWarmUps) profile->total_ns += steady_ns() - start;
+    }
+    // Always ended, so that the file has a name and can be removed.
+    OrtAllocator* allocator = nullptr;
+    char* path = nullptr;
+    Status ended = done(api_->default_allocator(&allocator), "get an allocator");
+    if (ended.ok()) ended = done(api_->end_profiling(session, allocator, &path), "end its profile");
+    if (path != nullptr) {
+      *trace = path;
+      if (Status freed = done(api_->allocator_free(allocator, path), "free a name"); ended.ok()) ended = freed;
+    }
+    if (!status.ok()) return status;
+    EDGEPACK_TRY(ended);
+    std::string text;
+    EDGEPACK_TRY(read_text(*trace, kMostBytes, &text));
+    profile->caveat =
+        "ONNX Runtime's timer rounds each operator down to a microsecond and leaves out its own work between operators";
+    return read_trace(text, kWarmUps, profile);
+  }
 
- private:
   Status load_library(const std::string& path) {
     const std::string named = EDGEPACK_ENGINE_LIBRARY;
     EDGEPACK_TRY(library_.open(path, named.empty() ? "libonnxruntime.so." EDGEPACK_ENGINE_VERSION : named,
@@ -184,13 +246,15 @@ class OnnxRuntime final : public Backend {
     return ok();
   }
 
-  Status create_session(const std::string& path, int threads) {
-    EDGEPACK_TRY(done(api_->create_env(kLogErrors, "edgepack", &env_), "start"));
+  // Profiled when `trace` names the start of a path for the profiler's file.
+  Status create_session(const char* trace, OrtSession** session) {
+    if (env_ == nullptr) EDGEPACK_TRY(done(api_->create_env(kLogErrors, "edgepack", &env_), "start"));
     OrtSessionOptions* options = nullptr;
     EDGEPACK_TRY(done(api_->create_options(&options), "make session options"));
-    Status status = done(api_->set_intra_threads(options, threads), "set the number of threads");
+    Status status = done(api_->set_intra_threads(options, threads_), "set the number of threads");
     if (status.ok()) status = done(api_->set_inter_threads(options, 1), "set the number of threads");
-    if (status.ok()) status = done(api_->create_session(env_, path.c_str(), options, &session_), "load " + path);
+    if (status.ok() && trace != nullptr) status = done(api_->enable_profiling(options, trace), "start its profile");
+    if (status.ok()) status = done(api_->create_session(env_, path_.c_str(), options, session), "load " + path_);
     api_->release_options(options);
     return status;
   }
@@ -284,7 +348,8 @@ class OnnxRuntime final : public Backend {
 
   SharedLibrary library_;
   std::unique_ptr<Api> api_;
-  std::string version_;
+  std::string version_, path_;
+  int threads_ = 1;
   OrtEnv* env_ = nullptr;
   OrtSession* session_ = nullptr;
   OrtMemoryInfo* memory_info_ = nullptr;

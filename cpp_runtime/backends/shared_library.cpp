@@ -44,8 +44,8 @@ struct Identity {
 
 bool read_identity(std::FILE* file, Identity* identity) {
   unsigned char start[20] = {};
-  std::rewind(file);
-  if (std::fread(start, 1, sizeof start, file) != sizeof start || std::memcmp(start, ELFMAG, SELFMAG) != 0) {
+  if (std::fseek(file, 0, SEEK_SET) != 0 || std::fread(start, 1, sizeof start, file) != sizeof start ||
+      std::memcmp(start, ELFMAG, SELFMAG) != 0) {
     return false;
   }
   const bool big = start[EI_DATA] == ELFDATA2MSB;
@@ -56,8 +56,9 @@ bool read_identity(std::FILE* file, Identity* identity) {
 // Whether all that the loader would map is in the file. Mapping what is not there kills the program.
 bool is_whole(std::FILE* file, size_t size) {
   ElfW(Ehdr) header{};
-  std::rewind(file);
-  if (std::fread(&header, sizeof header, 1, file) != 1 || header.e_phentsize != sizeof(ElfW(Phdr))) return false;
+  if (std::fseek(file, 0, SEEK_SET) != 0 || std::fread(&header, sizeof header, 1, file) != 1 ||
+      header.e_phentsize != sizeof(ElfW(Phdr)))
+    return false;
   if (header.e_phoff > size) return false;
   std::vector<ElfW(Phdr)> segments(header.e_phnum);
   if (std::fseek(file, static_cast<long>(header.e_phoff), SEEK_SET) != 0 ||

@@ -9,37 +9,8 @@
 namespace edgepack {
 namespace {
 
-std::string hex(const char* bytes, size_t size) {
-  constexpr char kDigits[] = "0123456789abcdef";
-  std::string text;
-  for (size_t i = 0; i < size; ++i) {
-    const auto byte = static_cast<unsigned char>(bytes[i]);
-    text += {kDigits[byte >> 4], kDigits[byte & 15]};
-  }
-  return text;
-}
-
 std::string numbered(const std::string& folder, const char* stem, size_t index) {
   return folder + "/" + stem + std::to_string(index) + ".npy";
-}
-
-void write_info(Session* session) {
-  const auto write = [&](const char* type, const std::vector<edgepack_tensor>& tensors) {
-    for (size_t index = 0; index < tensors.size(); ++index) {
-      const edgepack_tensor& tensor = tensors[index];
-      JsonLine line;
-      line.text("type", type)
-          .integer("index", static_cast<int64_t>(index))
-          .text("name_hex", hex(tensor.name, tensor.name_size))
-          .text("dtype", info(tensor.dtype).name)
-          .integers("shape", shape_of(tensor));
-      const char* preprocess = &tensors == &session->inputs() ? session->preprocess(index) : nullptr;
-      if (preprocess != nullptr) line.text("preprocess", preprocess);
-      session->write(line);
-    }
-  };
-  write("input", session->inputs());
-  write("output", session->outputs());
 }
 
 Status write_outputs(Session* session, const std::string& folder) {
@@ -52,7 +23,9 @@ Status write_outputs(Session* session, const std::string& folder) {
   return ok();
 }
 
-Status perform(const Options& options, Session* session, bool* passed) {
+Status perform(const Options& options, Session* session, Session* other, bool* passed) {
+  if (options.command == "bench") return run_bench(session, other, options, passed);
+  if (options.command == "profile") return run_profile(session, options, passed);
   EDGEPACK_TRY(session->open());
   if (options.command == "info") {
     write_info(session);
@@ -65,28 +38,34 @@ Status perform(const Options& options, Session* session, bool* passed) {
   }
   std::vector<std::string> samples;
   EDGEPACK_TRY(list_golden(&session->machine(), options.golden, &samples));
-  EDGEPACK_TRY(check_golden(session, samples, passed));
-  if (options.command == "bench" && *passed) {
-    EDGEPACK_TRY(session->set_inputs(samples.front()));
-    return run_bench(session, options);
-  }
-  return ok();
+  return check_golden(session, samples, passed);
 }
 
 }  // namespace
 
 std::vector<int64_t> shape_of(const edgepack_tensor& tensor) { return {tensor.shape, tensor.shape + tensor.rank}; }
 
-Session::Session(const Options& options, Machine* machine, std::FILE* out)
-    : options_(options), machine_(machine), out_(out) {}
+std::string hex(const char* bytes, size_t size) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (size_t i = 0; i < size; ++i) {
+    const auto byte = static_cast<unsigned char>(bytes[i]);
+    text += {kDigits[byte >> 4], kDigits[byte & 15]};
+  }
+  return text;
+}
+
+Session::Session(const Options& options, Machine* machine, std::FILE* out, int index)
+    : options_(options), machine_(machine), out_(out), index_(index) {}
 
 Session::~Session() { edgepack_close(variant_); }
 
 Status Session::open() {
   const edgepack_options how = {static_cast<int32_t>(options_.threads),
                                 options_.library.empty() ? nullptr : options_.library.c_str()};
+  const std::string& folder = index_ == 0 ? options_.variant : options_.other_variant;
   const int64_t start = machine_->now_ns();
-  const edgepack_status code = edgepack_open(options_.variant.c_str(), &how, &variant_);
+  const edgepack_status code = edgepack_open(folder.c_str(), &how, &variant_);
   if (code != EDGEPACK_OK) return failure(code);
   const int64_t load_ns = machine_->now_ns() - start;
 
@@ -104,16 +83,24 @@ Status Session::open() {
   }
   if (!buffer_.allocate(largest)) return {EDGEPACK_OUT_OF_MEMORY, "no memory for the largest tensor"};
 
+  if (index_ == 0) {
+    write(JsonLine()
+              .text("type", "context")
+              .integer("schema", 2)
+              .text("command", options_.command)
+              .integer("api_version", edgepack_api_version())
+              .text("engine", about_.engine)
+              .text("engine_version", about_.engine_version)
+              .text("library", about_.library)
+              .integer("threads", about_.threads)
+              .text("cpu", machine_->cpu()));
+  }
   write(JsonLine()
-            .text("type", "context")
-            .integer("schema", 1)
-            .text("command", options_.command)
-            .text("engine", about_.engine)
-            .text("engine_version", about_.engine_version)
+            .text("type", "load")
+            .integer("variant", index_)
             .text("precision", about_.precision)
-            .integer("threads", options_.threads)
-            .text("cpu", machine_->cpu())
-            .integer("load_ns", load_ns));
+            .integer("ns", load_ns)
+            .integer("rss_bytes", machine_->rss_bytes()));
   return ok();
 }
 
@@ -130,6 +117,13 @@ Status Session::set_inputs(const std::string& folder) {
 
 Status Session::run() {
   const edgepack_status code = edgepack_run(variant_);
+  return code == EDGEPACK_OK ? ok() : failure(code);
+}
+
+Status Session::timed_run(int64_t* ns) {
+  const int64_t start = machine_->now_ns();
+  const edgepack_status code = edgepack_run(variant_);
+  *ns = machine_->now_ns() - start;
   return code == EDGEPACK_OK ? ok() : failure(code);
 }
 
@@ -184,6 +178,7 @@ Status check_golden(Session* session, const std::vector<std::string>& samples, b
       *passed = *passed && good;
       session->write(JsonLine()
                          .text("type", "golden")
+                         .integer("variant", session->index())
                          .integer("index", static_cast<int64_t>(sample))
                          .integer("output", static_cast<int64_t>(index))
                          .text("status", good ? "ok" : "failed")
@@ -207,8 +202,8 @@ int run_harness(int argc, const char* const* argv, Machine* machine, std::FILE* 
   Status status;
   int code = kGood;
   {
-    Session session(options, machine, out);
-    status = perform(options, &session, &passed);
+    Session session(options, machine, out), other(options, machine, out, 1);
+    status = perform(options, &session, options.other_variant.empty() ? nullptr : &other, &passed);
     code = session.end(!status.ok() ? kModelError : passed ? kGood : kCheckFailed);
   }
   // After the engine is gone, so that the last line on stderr is ours and not the engine's farewell.

@@ -63,10 +63,32 @@ JsonLine& JsonLine::boolean(std::string_view name, bool value) {
   return *this;
 }
 
+JsonLine& JsonLine::null(std::string_view name) {
+  key(name);
+  body_ += "null";
+  return *this;
+}
+
 JsonLine& JsonLine::integers(std::string_view name, const std::vector<int64_t>& values) {
   key(name);
   body_ += '[';
   for (size_t i = 0; i < values.size(); ++i) body_ += (i == 0 ? "" : ",") + std::to_string(values[i]);
+  body_ += ']';
+  return *this;
+}
+
+JsonLine& JsonLine::texts(std::string_view name, const std::vector<std::string>& values) {
+  key(name);
+  body_ += '[';
+  for (size_t i = 0; i < values.size(); ++i) body_ += (i == 0 ? "" : ",") + quoted(values[i]);
+  body_ += ']';
+  return *this;
+}
+
+JsonLine& JsonLine::objects(std::string_view name, const std::vector<JsonLine>& values) {
+  key(name);
+  body_ += '[';
+  for (size_t i = 0; i < values.size(); ++i) body_ += (i == 0 ? "{" : ",{") + values[i].body_ + "}";
   body_ += ']';
   return *this;
 }

@@ -14,7 +14,10 @@ class JsonLine {
   JsonLine& integer(std::string_view key, int64_t value);
   JsonLine& number(std::string_view key, double value);  // NaN and infinity become null
   JsonLine& boolean(std::string_view key, bool value);
+  JsonLine& null(std::string_view key);
   JsonLine& integers(std::string_view key, const std::vector<int64_t>& values);
+  JsonLine& texts(std::string_view key, const std::vector<std::string>& values);
+  JsonLine& objects(std::string_view key, const std::vector<JsonLine>& values);
 
   // The whole line with its LF.
   std::string str() const { return "{" + body_ + "}\n"; }

@@ -1,41 +1,26 @@
 #include "machine.h"
 
 #include <dirent.h>
+#include <sched.h>
 #include <sys/utsname.h>
 #include <time.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
-#include <string_view>
 
-#include "file.h"
+#include "hwcap.h"
 
 namespace edgepack {
 namespace {
 
-// The value of the first line "name : value" of a file such as /proc/cpuinfo.
-std::string field(std::string_view text, std::string_view name) {
-  while (!text.empty()) {
-    const size_t end = text.find('\n');
-    const std::string_view line = text.substr(0, end);
-    text = end == std::string_view::npos ? std::string_view{} : text.substr(end + 1);
-    const size_t colon = line.find(':');
-    if (colon == std::string_view::npos || line.substr(0, name.size()) != name) continue;
-    if (line.find_first_not_of(" \t", name.size()) != colon) continue;
-    const size_t value = line.find_first_not_of(" \t", colon + 1);
-    return value == std::string_view::npos ? "" : std::string(line.substr(value));
-  }
-  return "";
-}
-
-// /proc files say that they have no size, so they are read until they end.
-std::string read_proc(const char* path) {
-  constexpr size_t kEnough = 1 << 16;
-  std::string text(kEnough, '\0');
-  const File file(std::fopen(path, "rb"));
-  text.resize(file == nullptr ? 0 : std::fread(text.data(), 1, text.size(), file.get()));
-  return text;
+// A line of /proc/self/status such as "VmHWM:  1234 kB", in bytes.
+int64_t own_memory(std::string_view name) {
+  const std::string kib = field(read_small("/proc/self/status"), name);
+  int64_t bytes = 0;
+  for (size_t i = 0; i < kib.size() && kib[i] >= '0' && kib[i] <= '9'; ++i) bytes = bytes * 10 + (kib[i] - '0');
+  return bytes * 1024;
 }
 
 class ThisMachine final : public Machine {
@@ -46,16 +31,13 @@ class ThisMachine final : public Machine {
     return static_cast<int64_t>(now.tv_sec) * 1000000000 + now.tv_nsec;
   }
 
+  int64_t rss_bytes() override { return own_memory("VmRSS"); }
+
   // Not getrusage: its peak survives exec, so it would be that of the program which started this one.
-  int64_t peak_rss_bytes() override {
-    const std::string kib = field(read_proc("/proc/self/status"), "VmHWM");
-    int64_t bytes = 0;
-    for (size_t i = 0; i < kib.size() && kib[i] >= '0' && kib[i] <= '9'; ++i) bytes = bytes * 10 + (kib[i] - '0');
-    return bytes * 1024;
-  }
+  int64_t peak_rss_bytes() override { return own_memory("VmHWM"); }
 
   std::string cpu() override {
-    const std::string text = read_proc("/proc/cpuinfo");
+    const std::string text = read_small("/proc/cpuinfo");
     std::string name = field(text, "model name");
     if (name.empty()) name = field(text, "uarch");  // RISC-V
     if (name.empty() && !field(text, "CPU part").empty()) {
@@ -67,16 +49,42 @@ class ThisMachine final : public Machine {
     return name;
   }
 
+  std::vector<std::string> cpu_features() override { return edgepack::cpu_features(read_small("/proc/cpuinfo")); }
+
+  Status set_affinity(const std::vector<int>& cpus) override {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int cpu : cpus) CPU_SET(static_cast<size_t>(cpu), &set);
+    if (sched_setaffinity(0, sizeof set, &set) == 0) return ok();
+    return {EDGEPACK_INVALID_ARGUMENT, std::string("the system refuses these CPUs: ") + std::strerror(errno)};
+  }
+
+  std::vector<int> affinity() override {
+    cpu_set_t all;
+    CPU_ZERO(&all);
+    for (const std::string& thread : names_in("/proc/self/task")) {
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      if (sched_getaffinity(static_cast<pid_t>(std::strtol(thread.c_str(), nullptr, 10)), sizeof set, &set) == 0)
+        CPU_OR(&all, &all, &set);
+    }
+    std::vector<int> cpus;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(static_cast<size_t>(cpu), &all)) cpus.push_back(cpu);
+    }
+    return cpus;
+  }
+
+  int current_cpu() override { return sched_getcpu(); }
+
+  std::vector<Clock> clocks() override { return read_clocks(""); }
+  std::vector<Temperature> temperatures() override { return read_temperatures(""); }
+
   Status list_folder(const std::string& path, std::vector<std::string>* names) override {
-    names->clear();
     DIR* folder = opendir(path.c_str());
     if (folder == nullptr) return {EDGEPACK_FILE_ERROR, path + ": " + std::strerror(errno)};
-    while (const dirent* entry = readdir(folder)) {
-      const std::string name = entry->d_name;
-      if (name != "." && name != "..") names->push_back(name);
-    }
     closedir(folder);
-    std::sort(names->begin(), names->end());
+    *names = names_in(path);
     return ok();
   }
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "tensor.h"
 
@@ -36,6 +37,10 @@ Metrics compare(edgepack_dtype dtype, const void* reference, const void* output,
     noise += error * error;
     metrics.max_abs = std::max(metrics.max_abs, std::fabs(error));
     metrics.reference_max = std::max(metrics.reference_max, std::fabs(wanted));
+  }
+  if (!metrics.finite) {  // no number says how far off that is
+    metrics.cosine = metrics.sqnr_db = metrics.max_abs = std::numeric_limits<double>::quiet_NaN();
+    return metrics;
   }
   const double norms = std::sqrt(wanted_power) * std::sqrt(got_power);
   if (norms == 0) {

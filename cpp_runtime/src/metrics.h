@@ -7,6 +7,7 @@
 
 namespace edgepack {
 
+// cosine, sqnr_db and max_abs are NaN where `finite` is false.
 struct Metrics {
   double cosine = 1;
   double sqnr_db = 0;  // 10 log10(reference power / error power), held within +-200

@@ -1,4 +1,6 @@
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "check.h"
 #include "edgepack/edgepack.h"
@@ -101,6 +103,103 @@ TEST("no handle at all is no crash") {
   CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_run(nullptr));
   CHECK_EQ(std::string("there is no open variant"), edgepack_error(nullptr));
   edgepack_close(nullptr);
+}
+
+TEST("a tensor's layout and quantization inside the engine are described") {
+  check::folder("variant");
+  check::write("variant/variant.txt",
+               "edgepack-variant 1\nengine name=null version=1 precision=int8\nbound cosine=0.9\nfile path=none\n"
+               "input name=hex:61 dtype=float32 shape=1,3,4,5 engine_name=hex:61 engine_dtype=int8 "
+               "engine_shape=4,5,3 perm=0,2,3,1 scale=0.5 zero_point=-3\n"
+               "output name=hex:63 dtype=float32 shape=2 engine_name=hex:63 engine_dtype=float32 engine_shape=2 "
+               "perm=0\n");
+  edgepack_variant* v = nullptr;
+  CHECK_EQ(EDGEPACK_OK, edgepack_open(check::path("variant").c_str(), nullptr, &v));
+  edgepack_tensor tensor;
+  CHECK_EQ(EDGEPACK_OK, edgepack_input(v, 0, &tensor));
+  CHECK_EQ(EDGEPACK_INT8, tensor.engine_dtype);
+  CHECK_EQ(3U, tensor.engine_rank);
+  CHECK((std::vector<int64_t>(tensor.engine_shape, tensor.engine_shape + 3) == std::vector<int64_t>{4, 5, 3}));
+  CHECK((std::vector<uint32_t>(tensor.axes, tensor.axes + 4) == std::vector<uint32_t>{0, 2, 3, 1}));
+  CHECK_EQ(0.5F, tensor.scale);
+  CHECK_EQ(-3, tensor.zero_point);
+  CHECK_EQ(EDGEPACK_OK, edgepack_output(v, 0, &tensor));
+  CHECK_EQ(0.0F, tensor.scale);
+  edgepack_close(v);
+}
+
+TEST("the runtime tells the version of its header") {
+  CHECK_EQ(uint32_t{EDGEPACK_API_VERSION}, edgepack_api_version());
+}
+
+TEST("a profile needs inputs and a number of runs, and its operators are described one by one") {
+  edgepack_variant* v = nullptr;
+  CHECK_EQ(EDGEPACK_OK, edgepack_open(variant().c_str(), nullptr, &v));
+  edgepack_profile_summary summary;
+  edgepack_operator op;
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_profile(v, 3, &summary));
+  CHECK_EQ(std::string("input 0 has not been set"), edgepack_error(v));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_profile_operator(v, 0, &op));
+  CHECK_EQ(std::string("there is no operator 0: the profile has 0"), edgepack_error(v));
+  const int64_t number = 1;
+  CHECK_EQ(EDGEPACK_OK, edgepack_set_input(v, 0, kImage, sizeof kImage));
+  CHECK_EQ(EDGEPACK_OK, edgepack_set_input(v, 1, &number, sizeof number));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_profile(v, 0, &summary));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_profile(v, 10001, &summary));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_profile(v, 3, nullptr));
+  CHECK_EQ(EDGEPACK_OK, edgepack_profile(v, 3, &summary));
+  CHECK_EQ(size_t{3}, summary.operators);
+  CHECK_EQ(int64_t{18000}, summary.total_ns);
+  CHECK_EQ(int64_t{18000}, summary.sum_ns);
+  CHECK_EQ(std::string(""), summary.reason);
+  CHECK_EQ(EDGEPACK_OK, edgepack_profile_operator(v, 1, &op));
+  CHECK_EQ(std::string("relu"), std::string(op.name, op.name_size));
+  CHECK_EQ(std::string("ReLU"), op.type);
+  CHECK_EQ(int64_t{6000}, op.ns);
+  CHECK_EQ(int64_t{3}, op.calls);
+  float image[6];
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_get_output(v, 0, image, sizeof image));
+  edgepack_close(v);
+}
+
+TEST("several threads may use one handle: calls come one after the other, and errors are whole sentences") {
+  edgepack_variant* v = nullptr;
+  CHECK_EQ(EDGEPACK_OK, edgepack_open(variant().c_str(), nullptr, &v));
+  const int64_t number = 5;
+  CHECK_EQ(EDGEPACK_OK, edgepack_set_input(v, 0, kImage, sizeof kImage));
+  CHECK_EQ(EDGEPACK_OK, edgepack_set_input(v, 1, &number, sizeof number));
+  CHECK_EQ(EDGEPACK_OK, edgepack_run(v));
+  std::atomic<int> wrong{0};
+  const auto work = [&](size_t self) {
+    for (int i = 0; i < 300; ++i) {
+      float image[6] = {};
+      wrong += edgepack_set_input(v, 0, kImage, sizeof kImage) != EDGEPACK_OK;
+      wrong += edgepack_run(v) != EDGEPACK_OK;
+      wrong += edgepack_get_output(v, 0, image, sizeof image) != EDGEPACK_OK;
+      wrong += std::memcmp(image, kImage, sizeof image) != 0;
+      wrong += edgepack_get_output(v, self + 2, image, sizeof image) == EDGEPACK_OK;
+      char text[80];
+      edgepack_copy_error(v, text, sizeof text);
+      wrong += std::strncmp(text, "there is no output ", 19) != 0;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (size_t self = 0; self < 4; ++self) threads.emplace_back(work, self);
+  for (std::thread& thread : threads) thread.join();
+  CHECK_EQ(0, wrong.load());
+  edgepack_close(v);
+}
+
+TEST("an error is copied as far as there is room") {
+  edgepack_variant* v = nullptr;
+  CHECK_EQ(EDGEPACK_OK, edgepack_open(variant().c_str(), nullptr, &v));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_run(v));
+  char text[8] = "1234567";
+  CHECK_EQ(std::strlen("input 0 has not been set"), edgepack_copy_error(v, text, sizeof text));
+  CHECK_EQ(std::string("input 0"), text);
+  CHECK_EQ(std::strlen("input 0 has not been set"), edgepack_copy_error(v, nullptr, 0));
+  CHECK(edgepack_copy_error(nullptr, text, sizeof text) > 0);
+  edgepack_close(v);
 }
 
 CHECK_MAIN

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "check.h"
 #include "commands.h"
 #include "npy.h"
@@ -6,18 +8,34 @@ using namespace edgepack;
 
 namespace {
 
-// A machine whose clock steps by a millisecond a look.
+// A machine whose clock steps by a millisecond a look, and whose clocks and zones are those of a recorded tree.
 class StubMachine final : public Machine {
  public:
   int64_t now_ns() override { return now_ += 1000000; }
+  int64_t rss_bytes() override { return 2048; }
   int64_t peak_rss_bytes() override { return 4096; }
   std::string cpu() override { return "stub \"cpu\""; }
+  std::vector<std::string> cpu_features() override { return {"asimd", "asimddp"}; }
+  Status set_affinity(const std::vector<int>& cpus) override {
+    if (cpus.back() > 7) return {EDGEPACK_INVALID_ARGUMENT, "there is no such CPU"};
+    if (obeys_) affinity_ = cpus;
+    return ok();
+  }
+  std::vector<int> affinity() override { return affinity_; }
+  int current_cpu() override { return moves_after_ > 0 && looks_++ >= moves_after_ ? 0 : affinity_.back(); }
+  std::vector<Clock> clocks() override { return read_clocks(check::path("tree")); }
+  std::vector<Temperature> temperatures() override { return read_temperatures(check::path("tree")); }
   Status list_folder(const std::string& path, std::vector<std::string>* names) override {
     return this_machine().list_folder(path, names);
   }
 
+  bool obeys_ = true;    // whether set_affinity does what it says
+  int moves_after_ = 0;  // looks at current_cpu() before the system moves us to CPU 0; 0: never
+
  private:
   int64_t now_ = 0;
+  int looks_ = 0;
+  std::vector<int> affinity_ = {0, 1, 2, 3};
 };
 
 struct Result {
@@ -25,20 +43,24 @@ struct Result {
   std::string out, err;
 };
 
-Result harness(std::vector<std::string> words) {
+Result harness(std::vector<std::string> words, StubMachine* machine) {
   words.insert(words.begin(), "edgepack-null");
   std::vector<const char*> argv;
   for (const std::string& word : words) argv.push_back(word.c_str());
   std::FILE* out = std::fopen(check::path("out.txt").c_str(), "wb");
   std::FILE* err = std::fopen(check::path("err.txt").c_str(), "wb");
-  StubMachine machine;
   Result result;
-  result.code = run_harness(static_cast<int>(argv.size()), argv.data(), &machine, out, err);
+  result.code = run_harness(static_cast<int>(argv.size()), argv.data(), machine, out, err);
   std::fclose(out);
   std::fclose(err);
   result.out = check::read(check::path("out.txt"));
   result.err = check::read(check::path("err.txt"));
   return result;
+}
+
+Result harness(std::vector<std::string> words) {
+  StubMachine machine;
+  return harness(std::move(words), &machine);
 }
 
 void save(const std::string& name, const std::vector<float>& values) {
@@ -66,20 +88,39 @@ size_t count(const std::string& text, const std::string& what) {
   return found;
 }
 
+// The types of all lines, in order.
+std::string kinds(const std::string& text) {
+  const std::string start = "{\"type\":\"";
+  std::string found;
+  for (size_t at = text.find(start); at != std::string::npos; at = text.find(start, at + 1)) {
+    const size_t from = at + start.size();
+    found += text.substr(from, text.find('"', from) - from) + " ";
+  }
+  return found;
+}
+
 }  // namespace
 
-TEST("info tells what the variant is, line by line") {
+TEST("info tells what the variant, the program and the processor are, without golden samples") {
   prepare({1, 2, 3});
   const Result r = harness({"info", "--variant", check::path("v")});
   CHECK_EQ(0, r.code);
+  const size_t build = r.out.find("{\"type\":\"build\""), after = r.out.find('\n', build) + 1;
   CHECK_EQ(
-      "{\"type\":\"context\",\"schema\":1,\"command\":\"info\",\"engine\":\"null\",\"engine_version\":\"1\","
-      "\"precision\":"
-      "\"fp32\",\"threads\":1,\"cpu\":\"stub \\\"cpu\\\"\",\"load_ns\":1000000}\n"
-      "{\"type\":\"input\",\"index\":0,\"name_hex\":\"69\",\"dtype\":\"float32\",\"shape\":[1,3]}\n"
-      "{\"type\":\"output\",\"index\":0,\"name_hex\":\"6f0a\",\"dtype\":\"float32\",\"shape\":[1,3]}\n"
+      "{\"type\":\"context\",\"schema\":2,\"command\":\"info\",\"api_version\":2,\"engine\":\"null\","
+      "\"engine_version\":\"1\",\"library\":\"\",\"threads\":1,\"cpu\":\"stub \\\"cpu\\\"\"}\n"
+      "{\"type\":\"load\",\"variant\":0,\"precision\":\"fp32\",\"ns\":1000000,\"rss_bytes\":2048}\n",
+      r.out.substr(0, build));
+  CHECK(r.out.substr(build, after - build).find("\"optimized\":") != std::string::npos);
+  CHECK_EQ(
+      "{\"type\":\"cpu\",\"name\":\"stub \\\"cpu\\\"\",\"features\":[\"asimd\",\"asimddp\"]}\n"
+      "{\"type\":\"input\",\"index\":0,\"name_hex\":\"69\",\"dtype\":\"float32\",\"shape\":[1,3],\"bytes\":12,"
+      "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null,"
+      "\"preprocess\":null}\n"
+      "{\"type\":\"output\",\"index\":0,\"name_hex\":\"6f0a\",\"dtype\":\"float32\",\"shape\":[1,3],\"bytes\":12,"
+      "\"engine_dtype\":\"float32\",\"engine_shape\":[3],\"axes\":[0,1],\"scale\":null,\"zero_point\":null}\n"
       "{\"type\":\"end\",\"status\":\"ok\",\"peak_rss_bytes\":4096}\n",
-      r.out);
+      r.out.substr(after));
   CHECK_EQ("", r.err);
 }
 
@@ -105,19 +146,131 @@ TEST("self-test exits 1 when the outputs are off, and bench then gives no figure
   CHECK_EQ(size_t{0}, count(r.out, "\"type\":\"sample\""));
 }
 
+TEST("an output that is not a number has no cosine, and the line is still JSON") {
+  prepare({1, 2, std::nanf("")});
+  const Result r = harness({"self-test", "--variant", check::path("v"), "--golden", check::path("g")});
+  CHECK_EQ(1, r.code);
+  CHECK_EQ(size_t{2}, count(r.out,
+                            "\"status\":\"failed\",\"cosine\":null,\"sqnr_db\":null,\"max_abs\":null,"
+                            "\"finite\":false}"));
+}
+
+namespace {
+
+std::vector<std::string> bench(std::vector<std::string> more) {
+  std::vector<std::string> words = {"bench", "--variant", check::path("v"), "--golden", check::path("g")};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+void record_tree() {
+  for (const char* folder :
+       {"tree", "tree/sys", "tree/sys/devices", "tree/sys/devices/system", "tree/sys/devices/system/cpu",
+        "tree/sys/devices/system/cpu/cpu4", "tree/sys/devices/system/cpu/cpu4/cpufreq", "tree/sys/class",
+        "tree/sys/class/thermal", "tree/sys/class/thermal/thermal_zone0"}) {
+    check::folder(folder);
+  }
+  check::write("tree/sys/devices/system/cpu/cpu4/cpufreq/scaling_cur_freq", "2256000\n");
+  check::write("tree/sys/devices/system/cpu/cpu4/cpufreq/scaling_governor", "ondemand\n");
+  check::write("tree/sys/class/thermal/thermal_zone0/temp", "41615\n");
+  check::write("tree/sys/class/thermal/thermal_zone0/type", "soc-thermal\n");
+}
+
+}  // namespace
+
 TEST("bench runs for the wanted time and the wanted number, and keeps every sample") {
   prepare({1, 2, 3});
-  const std::vector<std::string> words = {"bench", "--variant", check::path("v"), "--golden", check::path("g")};
-  auto with = [&](const char* seconds, const char* runs) {
-    std::vector<std::string> all = words;
-    all.insert(all.end(), {"--min-time", seconds, "--min-runs", runs});
-    return harness(all);
-  };
-  Result r = with("0", "7");
+  Result r = harness(bench({"--min-seconds", "0", "--min-runs", "7"}));
   CHECK_EQ(0, r.code);
-  CHECK_EQ(size_t{7}, count(r.out, "{\"type\":\"sample\",\"ns\":1000000}"));
-  r = with("0.1", "1");  // the stub's clock is looked at twice a run
-  CHECK_EQ(size_t{50}, count(r.out, "\"type\":\"sample\""));
+  CHECK_EQ(size_t{7}, count(r.out, "{\"type\":\"sample\",\"variant\":0,\"block\":0,\"ns\":1000000}"));
+  r = harness(bench({"--min-seconds", "0.3", "--min-runs", "1"}));  // the stub's clock is looked at thrice a run
+  CHECK_EQ(size_t{100}, count(r.out, "\"type\":\"sample\""));
+}
+
+TEST("bench tells load, first inference, warm-up and steady state apart, in that order") {
+  prepare({1, 2, 3});
+  const Result r = harness(bench({"--min-seconds", "0", "--min-runs", "1"}));
+  CHECK_EQ("context load first golden golden affinity machine warmup sample machine machine end ", kinds(r.out));
+  CHECK_EQ(size_t{1}, count(r.out, "{\"type\":\"first\",\"variant\":0,\"ns\":1000000,\"rss_bytes\":2048}"));
+  CHECK_EQ(size_t{1},
+           count(r.out, "{\"type\":\"warmup\",\"variant\":0,\"runs\":100,\"ns\":100000000,\"steady\":true}"));
+}
+
+TEST("a stated number of warm-up runs is kept to, and nobody calls it steady") {
+  prepare({1, 2, 3});
+  Result r = harness(bench({"--warmup", "3", "--min-seconds", "0"}));
+  CHECK_EQ(size_t{1}, count(r.out, "{\"type\":\"warmup\",\"variant\":0,\"runs\":3,\"ns\":3000000,\"steady\":null}"));
+  r = harness(bench({"--warmup", "0", "--min-seconds", "0"}));
+  CHECK_EQ(size_t{1}, count(r.out, "\"runs\":0,\"ns\":0,\"steady\":null}"));
+}
+
+TEST("clocks, governor and temperatures are read before, about every second of, and after the runs") {
+  prepare({1, 2, 3});
+  record_tree();
+  const Result r = harness(bench({"--min-seconds", "3.5", "--warmup", "0"}));
+  const std::string facts =
+      "\"rss_bytes\":2048,\"clocks\":[{\"cpu\":4,\"khz\":2256000,\"governor\":\"ondemand\"}],"
+      "\"temperatures\":[{\"zone\":\"thermal_zone0\",\"kind\":\"soc-thermal\",\"millidegrees\":41615}]}";
+  CHECK_EQ(size_t{6}, count(r.out, facts));
+  CHECK_EQ(size_t{1}, count(r.out, "\"when\":\"before\",\"samples\":0,"));
+  CHECK_EQ(size_t{4}, count(r.out, "\"when\":\"during\","));
+  CHECK_EQ(size_t{1}, count(r.out, "\"when\":\"after\",\"samples\":" + std::to_string(count(r.out, "\"sample\""))));
+}
+
+TEST("two variants take turns in blocks of A B B A, and every sample says whose it is") {
+  prepare({1, 2, 3});
+  const Result r = harness(bench(
+      {"--variant", check::path("v"), "--block-runs", "2", "--min-runs", "6", "--min-seconds", "0", "--warmup", "0"}));
+  CHECK_EQ(0, r.code);
+  CHECK_EQ("context load first golden golden load first golden golden affinity machine warmup warmup ",
+           kinds(r.out).substr(0, kinds(r.out).find("sample")));
+  std::string order;
+  for (size_t at = r.out.find("{\"type\":\"sample\""); at != std::string::npos;
+       at = r.out.find("{\"type\":\"sample\"", at + 1)) {
+    order += r.out[r.out.find("\"variant\":", at) + 10] == '0' ? 'A' : 'B';
+    order += r.out[r.out.find("\"block\":", at) + 8];
+  }
+  CHECK_EQ("A0A0B0B0B0B0A0A0A1A1B1B1B1B1A1A1", order);
+}
+
+TEST("cores are chosen before the engine is opened and looked at again, and what can't be kept is an error") {
+  prepare({1, 2, 3});
+  const std::vector<std::string> words = bench({"--cores", "6-7,4", "--min-seconds", "2", "--warmup", "0"});
+  Result r = harness(words);
+  CHECK_EQ(0, r.code);
+  CHECK_EQ(size_t{1}, count(r.out, "{\"type\":\"affinity\",\"chosen\":true,\"cpus\":[4,6,7]}"));
+
+  r = harness(bench({"--cores", "9"}));
+  CHECK_EQ(3, r.code);
+  CHECK_EQ("edgepack: --cores 9: there is no such CPU\n", r.err);
+  CHECK_EQ("end ", kinds(r.out));
+
+  StubMachine deaf;
+  deaf.obeys_ = false;
+  r = harness(words, &deaf);
+  CHECK_EQ(3, r.code);
+  CHECK(r.err.find("may run on 0,1,2,3, so these figures would be those of other CPUs") != std::string::npos);
+
+  StubMachine restless;
+  restless.moves_after_ = 4;
+  r = harness(words, &restless);
+  CHECK_EQ(3, r.code);
+  CHECK_EQ("edgepack: --cores 4,6,7: this process runs on CPU 0 all the same\n", r.err);
+  CHECK_EQ(size_t{0}, count(r.out, "\"sample\""));
+}
+
+TEST("profile gives each operator's time, share and calls, and a total that they add up to") {
+  prepare({1, 2, 3});
+  const Result r = harness({"profile", "--variant", check::path("v"), "--golden", check::path("g"), "--runs", "10"});
+  CHECK_EQ(0, r.code);
+  CHECK_EQ("context load golden golden operator operator operator profile end ", kinds(r.out));
+  CHECK_EQ(size_t{1}, count(r.out,
+                            "{\"type\":\"operator\",\"index\":0,\"name_hex\":\"636f6e762022312"
+                            "20a\","
+                            "\"op\":\"Convolution\",\"ns\":30000,\"share\":0.5,\"calls\":10}"));
+  CHECK_EQ(size_t{1}, count(r.out,
+                            "{\"type\":\"profile\",\"status\":\"ok\",\"runs\":10,\"operators\":3,"
+                            "\"total_ns\":60000,\"sum_ns\":60000,\"plain_ns\":10000000,\"reason\":null}"));
 }
 
 TEST("run reads in_0.npy and writes out_0.npy in the source's dtype and shape") {

@@ -15,17 +15,22 @@ std::string refusal(std::vector<const char*> words) {
 }  // namespace
 
 TEST("a full line is understood") {
-  const char* words[] = {"edgepack-null", "bench", "--variant",  "v",   "--golden",   "g",
-                         "--threads",     "4",     "--min-time", "0.5", "--min-runs", "3"};
+  const char* words[] = {"edgepack-null", "bench", "--variant",     "v",   "--variant",  "w", "--golden", "g",
+                         "--threads",     "4",     "--min-seconds", "0.5", "--min-runs", "3", "--cores",  "4-6,0,5",
+                         "--warmup",      "0",     "--block-runs",  "2"};
   Options o;
   std::string error;
-  CHECK(parse_options(12, words, &o, &error));
+  CHECK(parse_options(20, words, &o, &error));
   CHECK_EQ("bench", o.command);
   CHECK_EQ("v", o.variant);
+  CHECK_EQ("w", o.other_variant);
   CHECK_EQ("g", o.golden);
   CHECK_EQ(int64_t{4}, o.threads);
   CHECK_EQ(0.5, o.min_seconds);
   CHECK_EQ(int64_t{3}, o.min_runs);
+  CHECK_EQ(int64_t{0}, o.warmup);
+  CHECK_EQ(int64_t{2}, o.block_runs);
+  CHECK((o.cores == std::vector<int>{0, 4, 5, 6}));
 }
 
 TEST("a raw frame takes the place of the inputs") {
@@ -57,8 +62,16 @@ TEST("what can't be understood is named") {
     CHECK_EQ("--threads must be a whole number from 1 to 256",
              refusal({"info", "--variant", "v", "--threads", number}));
   }
-  CHECK_EQ("--min-time must be seconds, at most 3600",
-           refusal({"bench", "--variant", "v", "--golden", "g", "--min-time", "1e9"}));
+  CHECK_EQ("--min-seconds must be seconds, at most 3600",
+           refusal({"bench", "--variant", "v", "--golden", "g", "--min-seconds", "1e9"}));
+  CHECK_EQ("--runs must be a whole number from 1 to 10000",
+           refusal({"profile", "--variant", "v", "--golden", "g", "--runs", "0"}));
+  for (const char* cores : {"", "big", "4-", "-4", "7-4", "1,,2", "1024", "0-2000", "1 "}) {
+    CHECK_EQ("--cores must be CPU numbers such as 4-7 or 0,2,4-5",
+             refusal({"profile", "--variant", "v", "--golden", "g", "--cores", cores}));
+  }
+  CHECK_EQ("bench compares two variants, not more",
+           refusal({"bench", "--variant", "a", "--variant", "b", "--variant", "c"}));
 }
 
 CHECK_MAIN

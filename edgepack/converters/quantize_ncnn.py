@@ -45,6 +45,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
+from activations import rows
+
 MAGIC = "7767517"
 HALF, INT8, SCALED = 0x01306B47, 0x000D4B38, 0x0002C056
 INT8_TERM, DYNAMIC_TERM = "8", "18"
@@ -414,10 +417,9 @@ def calibrate(request: dict, cuts: dict[str, set[int]]) -> dict[str, Blob]:
 
 
 def samples(request: dict) -> Iterator[list[np.ndarray]]:
-    folder = Path(request["samples"])
-    arrays = [np.load(folder / f"{i}.npy", mmap_mode="r") for i in range(len(request["inputs"]))]
-    for index in range(len(arrays[0])):
-        yield [np.ascontiguousarray(array[index]) for array in arrays]
+    files = [Path(request["samples"], f"{i}.npy") for i in range(len(request["inputs"]))]
+    for values in zip(*map(rows, files), strict=True):
+        yield list(values)
 
 
 def observe(blob: Blob, values: np.ndarray, cuts: set[int]) -> None:

@@ -23,22 +23,24 @@ tensor folder in the file's own layout, with ``inputs``, the tensor names in its
 float16 and widened at run time, float32 at the surface). Writes ``model.tflite``; the result's ``inputs`` and
 ``outputs`` tell, for each name of the float file, the name, dtype, scale and zero point in the new one.
 
-The tool's own calibration smooths minimum and maximum over the samples, which cuts what few samples have. Ranges
-are gathered here as in quantize_onnx.py: streaming histograms, and several shares of values left outside, of
-which the best on the calibration samples is kept. Three recipes are tried in this order until one is good:
+The tool's own calibration smooths minimum and maximum over the samples, which cuts what few samples have. Ranges are
+gathered and chosen here as in quantize_onnx.py, and as there, what rounding the weights does to the mean of each
+output channel is taken out of the bias (Nagel et al. 2019, arXiv:1906.04721, section 4.2).
+
+Three recipes are tried in this order until one is good:
 ``full`` (everything in integers), ``lean`` (sums, products and activation functions in float: what
 normalisations and squeeze-and-excite need) and ``dynamic`` (int8 weights, activations quantized as they come).
 """
 
 import dataclasses
 import json
-import math
 import sys
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import quantizer, recipe_manager
@@ -57,16 +59,18 @@ from ai_edge_quantizer.qtyping import (
 from ai_edge_quantizer.transformations import transformation_utils
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
-CLIPS = (1e-5, 0.0, 1e-4)  # shares of values outside the range that are tried
-JUDGED = 16  # calibration samples that decide between them
-BINS = 4096  # of the final histogram on each side of zero; at least half of them are in use
-PICKED = 1 << 16  # values of one tensor and sample that enter the histogram; minimum and maximum see all
-SMALLEST = 256  # values; a smaller constant isn't worth a float16 copy
-HUGE = 1e30  # what pads a maximum pooling is no value to measure
-GOOD = 12.0  # dB; below it the next recipe is tried
-HOPELESS = 8.0  # dB; a recipe that starts below it isn't tried further
-CLEARLY = 1.0  # dB by which a later recipe must be better
+sys.path.insert(0, str(Path(__file__).parent))
+from activations import Seen, rows
 
+RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
+JUDGED = 32  # calibration samples that decide between them
+SMALLEST = 256  # values; a smaller constant isn't worth a float16 copy
+BEST = 25.0  # dB; from here on the differences between ranges are chance
+GOOD = 16.0  # dB; below it the next recipe is tried
+HOPELESS = 8.0  # dB; a recipe that starts below it isn't tried further
+CLEARLY = {"ranges": 0.5, "recipe": 1.0}  # dB by which a later try must be better
+
+INTEGERS = (TensorType.INT8, TensorType.INT16)
 SURFACE = ("INPUT", "OUTPUT")
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
 MOVING = (
@@ -147,17 +151,18 @@ def halve_tables(model: str) -> bytes:
 
 def int8(request: dict, facts: dict) -> bytes:
     uniform_quantize_tensor.uniform_quantize = of_any_rank(uniform_quantize_tensor.uniform_quantize)
+    layers = weighted(request["model"])
     histograms, wanted = calibrate(request)
-    best: tuple[float, str, float, bytes] | None = None
+    best: tuple[float, str, float | None, bytes] | None = None
     for name, rules in recipes().items():
-        for clip, data in candidates(request, rules, histograms):
+        for clip, data in candidates(request, rules, histograms, layers):
             try:
                 ratio = signal_to_noise(data, request, wanted)
             except RuntimeError:  # an integer kernel that refuses these values; the next recipe leaves it alone
                 break
-            if best is None or ratio > best[0] + (0.0 if name == best[1] else CLEARLY):
+            if best is None or ratio > best[0] + CLEARLY["ranges" if name == best[1] else "recipe"]:
                 best = (ratio, name, clip, data)
-            if ratio < HOPELESS:
+            if ratio < HOPELESS or best[0] >= BEST:
                 break
         if best is not None and best[0] >= GOOD:
             break
@@ -183,13 +188,13 @@ def recipes() -> dict[str, list]:
     return {name: manager.get_quantization_recipe() for name, manager in recipes.items()}
 
 
-def candidates(request: dict, rules: list, histograms: dict[str, "Histogram"]):
+def candidates(request: dict, rules: list, histograms: dict[str, Seen], layers: dict[bytes, "Layer"]):
     """Every try of one recipe: the share of values left outside, and the file."""
     worker = quantizer.Quantizer(request["model"], rules)
     ranges = {}
     if worker.need_calibration:  # one sample shows which tensors the recipe asks about, and in what shape
         ranges = worker.calibrate({signature(request["model"]): [next(feeds(request))]}, num_threads=1)
-    for clip in CLIPS:
+    for clip in RANGES:
         for name in ranges.keys() & histograms.keys():
             low, high = histograms[name].range(clip)
             shape = np.shape(ranges[name]["min"])
@@ -198,9 +203,109 @@ def candidates(request: dict, rules: list, histograms: dict[str, "Histogram"]):
             result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         except (RuntimeError, ValueError):  # an operator that can't be quantized; the next recipe leaves it alone
             return
-        yield clip, bytes(result.quantized_model)
+        yield clip, bytes(correct(bytearray(result.quantized_model), layers, histograms))
         if not ranges.keys() & histograms.keys():
             return
+
+
+@dataclasses.dataclass
+class Layer:
+    """A layer with constant weights in the float file."""
+
+    kind: int
+    weights: np.ndarray
+    input: str
+
+
+def weighted(model: str) -> dict[bytes, Layer]:
+    """Convolutions and fully connected layers by the name of their weights; those that share them are left out."""
+    flat = schema.Model.GetRootAs(Path(model).read_bytes())
+    found: dict[bytes, Layer] = {}
+    uses: Counter[bytes] = Counter()
+    for kind, inputs, _, graph in correctable(flat):
+        weights = graph.Tensors(inputs[1])
+        buffer = flat.Buffers(weights.Buffer())
+        if weights.Type() == TensorType.FLOAT32 and (buffer.DataLength() or buffer.Size()):
+            values = stored(flat, weights, np.float32).reshape(weights.ShapeAsNumpy())
+            if not np.isfinite(values).all():
+                raise ValueError(f"the weights {weights.Name().decode()} hold NaN or infinity")
+            found[weights.Name()] = Layer(kind, values, graph.Tensors(inputs[0]).Name().decode())
+            uses[weights.Name()] += 1
+    return {name: layer for name, layer in found.items() if uses[name] == 1}
+
+
+def correctable(flat):
+    """Operator code, inputs, uses of each tensor and graph of every layer whose bias can be corrected."""
+    codes = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D, BuiltinOperator.FULLY_CONNECTED)
+    for graph in (flat.Subgraphs(index) for index in range(flat.SubgraphsLength())):
+        operators = [graph.Operators(index) for index in range(graph.OperatorsLength())]
+        uses = Counter(int(index) for operator in operators for index in operator.InputsAsNumpy())
+        for operator in operators:
+            kind = flat.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
+            if kind in codes:
+                yield kind, [int(index) for index in operator.InputsAsNumpy()], uses, graph
+
+
+def stored(flat, tensor, dtype: type) -> np.ndarray:
+    """A constant's values: a view of the file's bytes. Large ones lie behind the flatbuffer itself."""
+    buffer = flat.Buffers(tensor.Buffer())
+    if buffer.Offset() > 1:
+        return np.frombuffer(buffer._tab.Bytes, np.uint8, buffer.Size(), buffer.Offset()).view(dtype)
+    return buffer.DataAsNumpy().view(dtype)
+
+
+def correct(data: bytearray, layers: dict[bytes, Layer], seen: dict[str, Seen]) -> bytearray:
+    """Take what rounding the weights adds to the output on average out of each bias of the file, in place."""
+    flat = schema.Model.GetRootAs(data)
+    graphs = [flat.Subgraphs(index) for index in range(flat.SubgraphsLength())]
+    tensors = [graph.Tensors(index) for graph in graphs for index in range(graph.TensorsLength())]
+    for tensor in tensors:
+        scale = tensor.Quantization().ScaleAsNumpy() if tensor.Quantization() is not None else 1.0
+        if tensor.Type() in INTEGERS and not (np.isfinite(scale).all() and np.all(scale > 0)):
+            raise ValueError(f"it gave {tensor.Name().decode()} a scale of 0, infinity or NaN")
+    shared = Counter(tensor.Buffer() for tensor in tensors)
+    for kind, inputs, uses, graph in correctable(flat):
+        weights = graph.Tensors(inputs[1])
+        layer = layers.get(weights.Name())
+        mean = seen[layer.input].mean() if layer is not None and layer.input in seen else None
+        if layer is None or mean is None or weights.Type() != TensorType.INT8:
+            continue
+        if len(inputs) < 3 or inputs[2] < 0 or uses[inputs[2]] > 1:
+            continue
+        bias = graph.Tensors(inputs[2])
+        shift = mean_error(kind, layer.weights, widened_weights(flat, weights), mean)
+        if shift is None or shared[bias.Buffer()] > 1:
+            continue
+        if bias.Type() == TensorType.INT32:
+            values, limits = stored(flat, bias, np.int32), np.iinfo(np.int32)
+            steps = np.rint(shift / bias.Quantization().ScaleAsNumpy().astype(np.float64))
+            values[:] = np.clip(values - steps, limits.min, limits.max)
+        elif bias.Type() == TensorType.FLOAT32:
+            stored(flat, bias, np.float32)[:] -= shift.astype(np.float32)
+    return data
+
+
+def widened_weights(flat, tensor) -> np.ndarray:
+    integers = stored(flat, tensor, np.int8).reshape(tensor.ShapeAsNumpy())
+    scale = tensor.Quantization().ScaleAsNumpy().astype(np.float64)
+    axis = tensor.Quantization().QuantizedDimension()
+    return integers * scale.reshape([-1 if index == axis else 1 for index in range(integers.ndim)])
+
+
+def mean_error(kind: int, exact: np.ndarray, rounded: np.ndarray, mean: np.ndarray) -> np.ndarray | None:
+    """What the error of the weights adds to each output channel, from the means of the input's channels."""
+    if exact.shape != rounded.shape:
+        return None
+    error = rounded - exact
+    if kind == BuiltinOperator.DEPTHWISE_CONV_2D:  # [1, height, width, channels * multiplier]
+        sums = error.sum(axis=(0, 1, 2))
+        return None if len(sums) % len(mean) else sums * np.repeat(mean, len(sums) // len(mean))
+    sums = error.reshape(len(error), -1, error.shape[-1]).sum(axis=1)  # [outputs, inputs of one group]
+    groups = len(mean) // sums.shape[1]
+    if groups * sums.shape[1] != len(mean) or not groups or len(sums) % groups:
+        return None
+    parts = np.einsum("goc,gc->go", sums.reshape(groups, -1, sums.shape[1]), mean.reshape(groups, -1))
+    return parts.reshape(-1)
 
 
 def of_any_rank(uniform_quantize):
@@ -216,7 +321,7 @@ def of_any_rank(uniform_quantize):
     return wrapped
 
 
-def calibrate(request: dict) -> tuple[dict[str, "Histogram"], list[list[np.ndarray]]]:
+def calibrate(request: dict) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
     """Histograms of every float activation, and the outputs of the first samples."""
     interpreter = tfl_interpreter_utils.create_tfl_interpreter(
         request["model"], use_xnnpack=True, num_threads=1, preserve_all_tensors=True
@@ -225,7 +330,7 @@ def calibrate(request: dict) -> tuple[dict[str, "Histogram"], list[list[np.ndarr
     outputs = [detail["index"] for detail in interpreter.get_output_details()]
     constant = constants(request["model"])
     watched = {
-        detail["name"]: (detail["index"], Histogram())
+        detail["name"]: (detail["index"], Seen(detail["name"], -1))
         for detail in interpreter.get_tensor_details()
         if detail["name"] and detail["name"] not in constant and detail["dtype"] is np.float32
     }
@@ -303,11 +408,10 @@ def signature(model: str) -> str:
 
 
 def feeds(request: dict):
-    """One dictionary a sample; the arrays stay on disk until they are used."""
+    """One dictionary a sample."""
     names = request["inputs"]
-    arrays = [np.load(Path(request["samples"], f"{i}.npy"), mmap_mode="r") for i in range(len(names))]
-    for values in zip(*arrays, strict=True):
-        yield {name: np.ascontiguousarray(value) for name, value in zip(names, values, strict=True)}
+    for values in zip(*(rows(Path(request["samples"], f"{i}.npy")) for i in range(len(names))), strict=True):
+        yield dict(zip(names, values, strict=True))
 
 
 def surface(before: list[dict], after: list[dict]) -> dict[str, dict]:
@@ -331,58 +435,6 @@ def described(detail: dict) -> dict:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
-
-
-class Histogram:
-    """Counts of values in equal bins over [-limit, limit); `limit` is a power of two that doubles as needed."""
-
-    def __init__(self) -> None:
-        self.lowest, self.highest = np.float32(np.inf), np.float32(-np.inf)
-        self.limit = 0.0
-        self.counts = np.zeros(2 * BINS, np.int64)
-
-    def add(self, values: np.ndarray) -> None:
-        """Count the values of one sample."""
-        flat = values.ravel()
-        if not flat.size:
-            return
-        lowest, highest = flat.min(), flat.max()
-        if not (-HUGE < lowest and highest < HUGE):
-            flat = flat[np.abs(flat) < HUGE]
-            if not flat.size:
-                return
-            lowest, highest = flat.min(), flat.max()
-        if not (np.isfinite(lowest) and np.isfinite(highest)):
-            raise SystemExit("a calibration sample makes the model compute NaN or infinity: it can't be quantized")
-        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
-        self._cover(max(abs(float(lowest)), abs(float(highest))))
-        step = -(-flat.size // PICKED)
-        while math.gcd(step, flat.size) != 1 and step < flat.size:  # else it meets the same channels each time
-            step += 1
-        picked = flat[::step]
-        index = ((picked + np.float32(self.limit)) * np.float32(BINS / self.limit)).astype(np.int32)
-        self.counts += np.bincount(np.clip(index, 0, 2 * BINS - 1), minlength=2 * BINS)
-
-    def _cover(self, largest: float) -> None:
-        if not self.limit:
-            self.limit = 2.0 ** float(np.ceil(np.log2(max(largest, 1e-30)) + 1e-9))
-        while largest > self.limit:
-            half = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts = np.pad(half, BINS // 2)
-            self.limit *= 2.0
-
-    def range(self, clip: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest value, without the share `clip` of values at the two ends together."""
-        lowest, highest = np.float32(self.lowest), np.float32(self.highest)
-        total = self.counts.sum()
-        if clip > 0.0 and total:
-            below = np.cumsum(self.counts)
-            width = self.limit / BINS
-            first = int(np.searchsorted(below, total * clip / 2, side="right"))
-            last = int(np.searchsorted(below, total * (1.0 - clip / 2), side="left"))
-            lowest = max(lowest, np.float32(first * width - self.limit))
-            highest = min(highest, np.float32((last + 1) * width - self.limit))
-        return np.asarray(lowest, np.float32), np.asarray(highest, np.float32)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 from edgepack import artifact as artifacts
 from edgepack import converter
 from edgepack.errors import ToolFailed, Unsupported, VariantError
-from edgepack.ncnn_source import WINOGRAD
+from edgepack.ncnn_source import BATCH, WINOGRAD
 from edgepack.types import (
     Artifact,
     Binding,
@@ -286,7 +286,7 @@ def _read_param(path: Path) -> list[list[str]]:
 
 
 def _parts(param: list[list[str]]) -> tuple[str, ...]:
-    """What of ncnn a model needs: its layer types, the activations fused into them, and whether Winograd is of use."""
+    """What of ncnn a model needs: its layer types, the activations fused into them, Winograd's kernels, batch axes."""
     found = set()
     for layer in param:
         found.add(layer[0])
@@ -296,6 +296,8 @@ def _parts(param: list[list[str]]) -> tuple[str, ...]:
         square = values.get("11", width) == width and values.get("13", stride) == stride
         if layer[0].startswith("Convolution") and (width, stride) == ("3", "1") and square and not _depthwise(values):
             found.add(WINOGRAD)
+        if layer[0] == "Reshape" and values.keys() & {"12", "13"}:
+            found.add(BATCH)
     return tuple(sorted(found))
 
 

@@ -56,6 +56,18 @@ def test_the_cross_built_harness_passed_its_self_test_under_emulation(built) -> 
     )
 
 
+def test_profile_tells_the_time_of_every_operator_of_each_engine(edgepack, built) -> None:
+    for variant in ("onnxruntime-fp32", "tflite-int8", "ncnn-fp16"):
+        called = edgepack("profile", built.json["bundle"], "--variant", variant, "--runs", 2, "--json")
+        assert called.code == 0, called.err
+        facts = called.json
+
+        assert (facts["status"], facts["how"], facts["runs"]) == ("ok", "emulated", 2)
+        assert sum(operator["ns"] for operator in facts["operators"]) == facts["sum_ns"]
+        assert any("conv" in kind["op"].lower() for kind in facts["kinds"])
+        assert facts["reason"] or abs(facts["sum_ns"] - facts["total_ns"]) <= 0.05 * facts["total_ns"]
+
+
 def test_int8_is_smaller_and_floats_are_exact_to_their_bound(built) -> None:
     for engine in ENGINES:
         int8, fp32 = (built.outcomes[f"{engine}-{p}"] for p in ("int8", "fp32"))

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -23,6 +25,9 @@ from edgepack.types import Artifact, Binding, Bound, Model, TensorSpec
 from tests.conftest import ROOT, need
 
 NASTY = 'x");system("id");("\n#include */ ??/ \x00é'
+LINE = jsonschema.Draft202012Validator(
+    json.loads((ROOT / "cpp_runtime" / "schema" / "harness-lines.schema.json").read_text())
+)
 SPEC = TensorSpec(name=NASTY, dtype="float32", shape=(1, 3, 4, 5))
 
 
@@ -74,13 +79,19 @@ def command(argv: list[Any]) -> None:
 
 
 def harness(build: Path, *words: Any) -> tuple[int, list[dict[str, Any]], str]:
-    """Run the harness; gives its exit code, its JSON lines and stderr. No sanitizer may have spoken."""
+    """Run the harness; gives its exit code, its JSON lines and stderr.
+
+    No sanitizer may have spoken, and every line must be as the schema says.
+    """
     argv = [str(build / "edgepack-null"), *map(str, words)]
     done = subprocess.run(argv, capture_output=True, check=False, timeout=60)
     said = done.stderr.decode("utf-8", "replace")
     assert "Sanitizer" not in said and "runtime error" not in said, said
     assert done.returncode in (0, 1, 2, 3), said
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], said
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for line in lines:
+        LINE.validate(line)
+    return done.returncode, lines, said
 
 
 def run(build: Path, work: Path) -> tuple[int, list[dict[str, Any]], str]:
@@ -94,7 +105,7 @@ def test_unit_tests_pass_under_sanitizers(build: Path) -> None:
     done = subprocess.run(["ctest", "--output-on-failure"], cwd=build, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "100% tests passed" in done.stdout and "out of 16" in done.stdout
+    assert re.search(r"100% tests passed.* out of [1-9]", done.stdout)
 
 
 def test_the_source_s_names_types_and_order_come_through(build: Path, work: Path) -> None:
@@ -102,10 +113,11 @@ def test_the_source_s_names_types_and_order_come_through(build: Path, work: Path
     code, lines, _ = harness(build, "info", "--variant", work / "variant")
 
     assert code == 0
-    assert [line["type"] for line in lines] == ["context", "input", "output", "end"]
-    assert bytes.fromhex(lines[1]["name_hex"]).decode() == NASTY
-    assert (lines[1]["dtype"], lines[1]["shape"]) == ("float32", [1, 3, 4, 5])
-    assert (lines[0]["schema"], lines[0]["engine"], lines[0]["precision"]) == (1, "null", "fp32")
+    assert [line["type"] for line in lines] == ["context", "load", "build", "cpu", "input", "output", "end"]
+    assert bytes.fromhex(lines[4]["name_hex"]).decode() == NASTY
+    assert (lines[4]["dtype"], lines[4]["shape"]) == ("float32", [1, 3, 4, 5])
+    assert (lines[4]["engine_shape"], lines[4]["axes"]) == ([4, 5, 3], [0, 2, 3, 1])
+    assert (lines[0]["schema"], lines[0]["engine"], lines[1]["precision"]) == (2, "null", "fp32")
     assert lines[-1]["status"] == "ok" and lines[-1]["peak_rss_bytes"] > 0
 
 
@@ -127,7 +139,7 @@ def test_self_test_and_bench_hold_the_golden_outputs(build: Path, work: Path) ->
     assert code == 0
     assert [line["cosine"] for line in lines if line["type"] == "golden"] == [1.0]
 
-    code, lines, _ = harness(build, "bench", *paths, "--min-time", "0", "--min-runs", "5")
+    code, lines, _ = harness(build, "bench", *paths, "--min-seconds", "0", "--min-runs", "5")
     samples = [line["ns"] for line in lines if line["type"] == "sample"]
     assert code == 0
     assert len(samples) == 5 and all(isinstance(ns, int) and ns > 0 for ns in samples)
@@ -147,7 +159,7 @@ def test_nan_in_an_output_fails_and_is_valid_json(build: Path, work: Path) -> No
     code, lines, _ = harness(build, "self-test", "--variant", work / "variant", "--golden", work / "golden")
 
     assert code == 1
-    assert lines[1]["finite"] is False and lines[1]["status"] == "failed"
+    assert lines[2]["finite"] is False and lines[2]["status"] == "failed" and lines[2]["cosine"] is None
 
 
 @pytest.mark.parametrize(
@@ -209,6 +221,23 @@ def test_mutated_files_are_refused_or_read_but_never_crash(build: Path, work: Pa
         refused += code == 3
         assert (code == 3) == said.startswith("edgepack: ")
     assert refused > 20
+
+
+def test_two_variants_are_timed_in_turns_and_operators_one_by_one(build: Path, work: Path) -> None:
+    """`bench` with two variants and `profile`: whole outputs that hold the schema."""
+    paths = ["--variant", work / "variant", "--golden", work / "golden"]
+
+    code, lines, _ = harness(
+        build, "bench", *paths, "--variant", work / "variant", "--min-seconds", "0", "--block-runs", "1"
+    )
+    turns = "".join("AB"[line["variant"]] for line in lines if line["type"] == "sample")
+    assert code == 0 and turns == "ABBA" * 5
+    assert [line["when"] for line in lines if line["type"] == "machine"] == ["before", "during", "after"]
+
+    code, lines, _ = harness(build, "profile", *paths, "--runs", "3")
+    operators = [line for line in lines if line["type"] == "operator"]
+    assert code == 0 and sum(line["share"] for line in operators) == pytest.approx(1)
+    assert sum(line["ns"] for line in operators) == lines[-2]["sum_ns"]
 
 
 def test_a_variant_of_another_engine_names_the_right_harness(build: Path, work: Path) -> None:

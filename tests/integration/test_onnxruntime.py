@@ -256,7 +256,7 @@ def test_nodes_named_in_exclude_stay_in_float(tmp_path: Path) -> None:
         proto = onnx.load(tmp_path / name / "model.onnx")
         weights[name] = {t.name: t.data_type for t in proto.graph.initializer if t.name.startswith("w1")}
     assert TensorProto.FLOAT in weights["some"].values()
-    assert weights["all"].get("w1_quantized") == TensorProto.INT8
+    assert TensorProto.INT8 in weights["all"].values()
 
 
 def test_the_quantizer_reports_how_well_it_did_and_keeps_its_input(tmp_path: Path) -> None:

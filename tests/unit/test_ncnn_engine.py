@@ -98,6 +98,11 @@ def test_what_a_model_needs_of_ncnn_includes_the_activations_that_are_fused() ->
     assert parts("InnerProduct p 1 1 a b 0=8 9=0", "ReLU r 1 1 b c") == {"InnerProduct", "ReLU"}
 
 
+def test_a_reshape_that_names_a_batch_axis_needs_ncnn_with_batches() -> None:
+    assert parts('Reshape r 1 1 a b 12=0 13=0 6="1,1,//(8,0n),0n"') == {"Reshape", "Reshape/batch"}
+    assert parts("Reshape r 1 1 a b 0=-1") == {"Reshape"}
+
+
 @pytest.mark.parametrize(
     ("layer", "useful"),
     [

@@ -235,6 +235,8 @@ def test_a_small_program_makes_no_activation_and_no_winograd_that_its_models_don
     asked = tuple(ncnn_source.layer_arguments(asked, tree, "aarch64"))
     assert {"-DWITH_LAYER_softmax=ON", "-DWITH_LAYER_crop=ON", "-DEDGEPACK_NCNN_WINOGRAD=ON"} <= set(asked)
     fast = ncnn_source.arguments(config.load_target("rk3588"), ["Deep"])
+    assert "-DNCNN_BATCH=ON" in fast and "-DNCNN_BATCH=OFF" in plain
+    assert "-DNCNN_BATCH=ON" in ncnn_source.arguments(small(), ["Reshape", ncnn_source.BATCH])
     assert "-DEDGEPACK_NCNN_WINOGRAD=ON" in fast and "-DEDGEPACK_SIZE=fast" in fast
 
 

@@ -10,8 +10,16 @@
  *     edgepack_close(v);
  *
  * Names, order, dtypes and shapes are those of the model that the bundle was built from, in C order, whatever layout
- * and types the engine uses inside. There is no global state: handles are independent, and one handle may be used by
- * one thread at a time. Nothing here throws, aborts or prints.
+ * and types the engine uses inside. Nothing here throws, aborts or prints.
+ *
+ * Threads: there is no global state, so handles are independent. Any thread may call any function on any open handle:
+ * each handle has a lock, and a call waits for the one before it. A sequence such as set_input, run, get_output is
+ * several calls; threads that share a handle need a lock of their own around it, or a handle each. Closing a handle
+ * while another thread is in a call on it is an error that nothing can detect.
+ *
+ * Memory: after the first edgepack_run() of a handle, edgepack_set_input(), edgepack_run() and edgepack_get_output()
+ * allocate nothing when they succeed. That is the runtime's part; what an engine allocates inside a run is its own
+ * business (docs/harness.md has figures).
  */
 #ifndef EDGEPACK_EDGEPACK_H_
 #define EDGEPACK_EDGEPACK_H_
@@ -23,7 +31,9 @@
 extern "C" {
 #endif
 
-/* Grows when this header changes. What was compiled against version N also works with N + 1. */
+/* Grows when this header changes. Functions, values and fields are only added, fields at the end of their struct: a
+ * source file that was written for version N compiles with N + 1. Structs may grow, so a program is compiled with the
+ * header of the runtime that it links; edgepack_api_version() tells whether it was. */
 #define EDGEPACK_API_VERSION 2
 
 /* The most axes that a tensor can have. */
@@ -38,7 +48,8 @@ typedef enum edgepack_status {
   EDGEPACK_ENGINE_MISSING = 4,   /* the engine's library is not there, or has the wrong version */
   EDGEPACK_ENGINE_ERROR = 5,     /* the engine refused the model or failed to run it */
   EDGEPACK_OUT_OF_MEMORY = 6,
-  EDGEPACK_WRONG_CPU = 7 /* the engine's code was compiled for a CPU with instructions that this one lacks */
+  EDGEPACK_WRONG_CPU = 7,  /* the engine's code was compiled for a CPU with instructions that this one lacks */
+  EDGEPACK_UNSUPPORTED = 8 /* this engine can't do that, such as tell the time of single operators */
 } edgepack_status;
 
 /* Element types; in memory as C has them, little-endian as the machine is. bool is one byte, 0 or 1. */
@@ -65,6 +76,15 @@ typedef struct edgepack_tensor {
   uint32_t rank;                    /* number of axes; 0 is one single value */
   int64_t shape[EDGEPACK_MAX_RANK]; /* the first `rank` are used; all are at least 1 */
   size_t bytes;                     /* of the whole tensor */
+  /* What the engine holds inside. The runtime converts; these fields say what a conversion costs or loses. */
+  edgepack_dtype engine_dtype;             /* another one than `dtype` where values are quantized or cast */
+  uint32_t engine_rank;                    /* number of the engine's axes; it may drop axes of size 1 */
+  int64_t engine_shape[EDGEPACK_MAX_RANK]; /* the first `engine_rank` are used */
+  uint32_t
+      axes[EDGEPACK_MAX_RANK]; /* the layout, `rank` are used: axis i inside is axis axes[i] of `shape`, before axes
+                                  of size 1 are dropped. 0,1,2,3: as the model has it; 0,2,3,1: NCHW held as NHWC */
+  float scale;                 /* value = (engine's integer - zero_point) * scale; 0: not quantized */
+  int32_t zero_point;          /* 0 where `scale` is 0 */
 } edgepack_tensor;
 
 /* What a variant is. Pointers are valid until edgepack_close(). */
@@ -76,6 +96,8 @@ typedef struct edgepack_about {
   size_t outputs;
   double bound_cosine;  /* what the outputs were held to when the bundle was made */
   double bound_sqnr_db; /* NaN when there is no such bound */
+  const char* library;  /* path of the engine's shared library as it was opened; "" for an engine that is linked in */
+  int32_t threads;      /* that the engine may use */
 } edgepack_about;
 
 /* How to open. Zero every field that you don't set: `edgepack_options o = {0};` */
@@ -83,6 +105,25 @@ typedef struct edgepack_options {
   int32_t threads;     /* that the engine may use, 1 to 256; 0 means 1 */
   const char* library; /* path of the engine's shared library; NULL: in ../lib/ as seen from the executable */
 } edgepack_options;
+
+/* One operator as the engine runs it, after its own graph optimization. Times are sums over all runs of the profile.
+ * Pointers are valid until the handle's next edgepack_profile() or edgepack_close(). */
+typedef struct edgepack_operator {
+  const char* name; /* the engine's name of this node or layer, any bytes, a NUL follows; "" where it has none */
+  size_t name_size; /* in bytes, without that NUL */
+  const char* type; /* the engine's name of the kind, such as "Conv" or "Convolution (NHWC, F32) IGEMM" */
+  int64_t ns;       /* nanoseconds, all calls together */
+  int64_t calls;    /* how often it ran */
+} edgepack_operator;
+
+/* A profile as a whole. Pointers are valid until the handle's next edgepack_profile() or edgepack_close(). */
+typedef struct edgepack_profile_summary {
+  int32_t runs;       /* of the model */
+  size_t operators;   /* how many there are */
+  int64_t total_ns;   /* of all profiled runs, by the clock */
+  int64_t sum_ns;     /* of all operators */
+  const char* reason; /* why the two differ by more than 5 % of the total; "" when they don't */
+} edgepack_profile_summary;
 
 /* An open variant. */
 typedef struct edgepack_variant edgepack_variant;
@@ -137,6 +178,9 @@ typedef struct edgepack_preprocess {
   float std[3];          /* likewise */
 } edgepack_preprocess;
 
+/* EDGEPACK_API_VERSION of the header that the runtime was compiled with. */
+uint32_t edgepack_api_version(void);
+
 /* Open the variant in `folder` (the one that holds variant.txt): reads the descriptor, loads the engine and the model.
  * `options` may be NULL. On failure *variant is set as well, unless memory ran out: it holds the error text and must
  * be closed. */
@@ -145,8 +189,13 @@ edgepack_status edgepack_open(const char* folder, const edgepack_options* option
 /* Close it and free everything. NULL is allowed. */
 void edgepack_close(edgepack_variant* variant);
 
-/* The sentence of the handle's last failed call; "" when there was none. Valid until the handle's next call. */
+/* The sentence of the handle's last failed call; "" when there was none. Valid until the handle's next call, by
+ * whatever thread: where several share a handle, use edgepack_copy_error(). */
 const char* edgepack_error(const edgepack_variant* variant);
+
+/* The same sentence, copied to `text` of `size` bytes; cut short where it doesn't fit, always with a NUL when `size` is
+ * not 0. Returns the length of the whole sentence without NUL. */
+size_t edgepack_copy_error(edgepack_variant* variant, char* text, size_t size);
 
 /* Describe the variant. */
 edgepack_status edgepack_describe(edgepack_variant* variant, edgepack_about* about);
@@ -173,6 +222,14 @@ edgepack_status edgepack_run(edgepack_variant* variant);
 
 /* Copy a whole tensor out, after a run. `bytes` must be that of the description. */
 edgepack_status edgepack_get_output(edgepack_variant* variant, size_t index, void* data, size_t bytes);
+
+/* Run the model `runs` times (1 to 10000) on the inputs that are set, with the engine's own timer of operators, and
+ * describe the result. Every input must have been set. This may load the model a second time and write a temporary
+ * file below TMPDIR; outputs of an earlier run are gone. EDGEPACK_UNSUPPORTED: this engine has no such timer. */
+edgepack_status edgepack_profile(edgepack_variant* variant, int32_t runs, edgepack_profile_summary* summary);
+
+/* Describe operator `index` of the last profile, in the order in which they run. */
+edgepack_status edgepack_profile_operator(edgepack_variant* variant, size_t index, edgepack_operator* op);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,75 @@
+# Every install script begins with this. POSIX sh with the tools of busybox or toybox; arguments are data.
+# $1 is edgepack's folder on the device, $2 this session's name for its lock; the rest is the script's own.
+set -eu
+umask 022
+export LC_ALL=C
+root=$1 mine=$2
+shift 2
+
+# fsync of one file is not everywhere; flushing the file system is, and covers its folders too.
+flush() { sync -f . 2>/dev/null || sync; }
+
+tool=sha256sum
+command -v sha256sum >/dev/null 2>&1 || tool="busybox sha256sum"
+command -v "${tool%% *}" >/dev/null 2>&1 || tool="toybox sha256sum"
+hashes() { xargs -r $tool; } # file names on stdin, none with a blank -> "SHA256  NAME" lines
+
+# whole DIGEST SUMS: every file of the bundle has the bytes that were built. SUMS is the hash of "SHA256  NAME" lines.
+whole() {
+  [ -f "bundles/$1.sums" ] || return 1
+  found=$(cut -c67- "bundles/$1.sums" | (cd "bundles/$1" 2>/dev/null && hashes 2>/dev/null) | $tool)
+  [ "${found%% *}" = "$2" ]
+}
+
+target() { # the digest that a link of models/ points to
+  link=$(readlink "$1" 2>/dev/null) || link=
+  echo "${link##*/}"
+}
+
+# The lock is a symbolic link whose text is OWNER:BOOT:DEADLINE: made in one step, text and all. The deadline is in
+# seconds of uptime, which no change of the clock moves, and a reboot ends every lease.
+up=0 boot=
+if [ -r /proc/uptime ]; then read -r up boot </proc/uptime; fi
+up=${up%%.*}
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null) || boot=
+
+busy() {
+  echo "busy $text $up"
+  exit 9
+}
+
+replace_lock() { # $1: lease in seconds
+  rm -f "lock.${mine##*,}"
+  ln -s "$mine:$boot:$((up + $1))" "lock.${mine##*,}"
+  mv -f "lock.${mine##*,}" lock
+}
+
+over() { # is the lease of the lock $text over?
+  rest=${text#*:}
+  [ "${rest%:*}" != "$boot" ] || [ "$up" -gt "${rest##*:}" ] || [ "${rest##*:}" -gt $((up + 86400)) ]
+}
+
+acquire() { # $1: lease in seconds, $2: the text of a lock whose owner is known to be dead
+  if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then return; fi
+  text=$(readlink lock) || text=
+  if [ "${text%%:*}" = "$mine" ]; then
+    replace_lock "$1"
+    return
+  fi
+  if [ -n "$text" ] && [ "$text" != "$2" ] && ! over; then busy; fi
+  replace_lock "$1"
+  sleep 1 # two may have seen the old lock at once: the one who wrote last has it
+  text=$(readlink lock) || text=
+  [ "${text%%:*}" = "$mine" ] || busy
+}
+
+renew() { # $1: lease in seconds
+  text=$(readlink lock) || text=
+  [ "${text%%:*}" = "$mine" ] || busy
+  replace_lock "$1"
+}
+
+release() {
+  text=$(readlink lock) || text=
+  if [ "${text%%:*}" = "$mine" ]; then rm -rf stage lock; fi
+}

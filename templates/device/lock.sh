@@ -1,0 +1,3 @@
+# lock LEASE DEAD: take the lock and nothing else.
+cd "$root"
+acquire "$1" "$2"
