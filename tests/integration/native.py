@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,8 @@ class Ran:
 
     @property
     def sanitizer(self) -> bool:
-        return "Sanitizer" in self.said or "runtime error" in self.said
+        """Whether one has found something; that it refused to allocate is the engine's to handle."""
+        return re.search(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|: runtime error: ", self.said) is not None
 
     @property
     def last_words(self) -> str:
