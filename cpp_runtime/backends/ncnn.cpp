@@ -151,6 +151,7 @@ class Ncnn final : public Backend {
   std::vector<bool> needed_layers() const {
     std::vector<bool> needed(net_.layers().size(), false);
     std::vector<int> blobs;
+    blobs.reserve(outputs_.size());
     for (const Slot& slot : outputs_) blobs.push_back(slot.blob);
     while (!blobs.empty()) {
       const int producer = net_.blobs()[static_cast<size_t>(blobs.back())].producer;

@@ -22,13 +22,14 @@ BUILDS = [("onnxruntime", ASAN), ("tflite", ASAN), ("ncnn", ASAN), ("onnxruntime
 def test_every_command_of_a_real_engine_runs_clean(
     native: Native, tiny_bundle: Path, tmp_path: Path, engine: str, sanitize: str
 ) -> None:
-    """info, self-test, bench with two threads and run: right outputs, and no sanitizer speaks."""
+    """All commands, bench also with two variants that take turns: right outputs, and no sanitizer speaks."""
     program = native.program(engine, sanitize)
     variant, golden = tiny_bundle / "variants" / f"{engine}-fp32", tiny_bundle / "golden"
     for words in (
         ["info"],
         ["self-test", "--golden", golden],
-        ["bench", "--golden", golden, "--threads", "2", "--min-time", "0", "--min-runs", "5"],
+        ["bench", "--golden", golden, "--threads", "2", "--variant", variant, "--warmup", "1", "--min-seconds", "0"],
+        ["profile", "--golden", golden, "--runs", "3"],
         ["run", "--inputs", golden / "0", "--outputs", tmp_path],
     ):
         ran = run(program, words[0], "--variant", variant, *words[1:])
