@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--ncnn-source", type=Path, help="an unpacked tree; default: the one that edgepack uses")
     options = parser.parse_args()
     os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as the harness does
     scratch = options.scratch.absolute()
     scratch.mkdir(parents=True, exist_ok=True)
     results = []

@@ -225,6 +225,7 @@ def _child_env(home: Path, interpreter: Path, threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": count,
         "CUDA_VISIBLE_DEVICES": "",
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "ORT_DISABLE_TELEMETRY": "1",
         "SOURCE_DATE_EPOCH": "315532800",
     }
 

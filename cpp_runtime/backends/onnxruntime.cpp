@@ -14,6 +14,7 @@
 #include "memory.h"
 #include "onnxruntime_trace.h"
 #include "shared_library.h"
+#include "sysfs.h"
 
 namespace edgepack {
 namespace {
@@ -185,10 +186,9 @@ class OnnxRuntime final : public Backend {
     }
     OrtSession* session = nullptr;
     Status status = create_session((folder + "/profile").c_str(), &session);
-    std::string trace;
-    if (status.ok()) status = timed_runs(session, runs, profile, &trace);
+    if (status.ok()) status = timed_runs(session, runs, profile);
     if (session != nullptr) api_->release_session(session);
-    if (!trace.empty()) unlink(trace.c_str());
+    for (const std::string& name : names_in(folder)) unlink(std::string(folder).append("/").append(name).c_str());
     rmdir(folder.c_str());
     return status;
   }
@@ -201,7 +201,7 @@ class OnnxRuntime final : public Backend {
                 "run the model");
   }
 
-  Status timed_runs(OrtSession* session, int runs, Profile* profile, std::string* trace) {
+  Status timed_runs(OrtSession* session, int runs, Profile* profile) {
     constexpr int kWarmUps = 2;
     constexpr size_t kMostBytes = size_t{1} << 29;
     Status status;
@@ -210,25 +210,24 @@ class OnnxRuntime final : public Backend {
       status = run(session);
       if (i >= kWarmUps) profile->total_ns += steady_ns() - start;
     }
-    // Always ended, so that the file has a name and can be removed.
+    EDGEPACK_TRY(status);
     OrtAllocator* allocator = nullptr;
     char* path = nullptr;
-    Status ended = done(api_->default_allocator(&allocator), "get an allocator");
-    if (ended.ok()) ended = done(api_->end_profiling(session, allocator, &path), "end its profile");
-    if (path != nullptr) {
-      *trace = path;
-      if (Status freed = done(api_->allocator_free(allocator, path), "free a name"); ended.ok()) ended = freed;
-    }
-    if (!status.ok()) return status;
-    EDGEPACK_TRY(ended);
+    EDGEPACK_TRY(done(api_->default_allocator(&allocator), "get an allocator"));
+    EDGEPACK_TRY(done(api_->end_profiling(session, allocator, &path), "end its profile"));
+    const std::string trace = path;
+    EDGEPACK_TRY(done(api_->allocator_free(allocator, path), "free a name"));
     std::string text;
-    EDGEPACK_TRY(read_text(*trace, kMostBytes, &text));
+    EDGEPACK_TRY(read_text(trace, kMostBytes, &text));
     profile->caveat =
         "ONNX Runtime's timer rounds each operator down to a microsecond and leaves out its own work between operators";
     return read_trace(text, kWarmUps, profile);
   }
 
   Status load_library(const std::string& path) {
+    // Since 1.29 the official library keeps a device id and a file of events, and sends them to its maker. It asks for
+    // this variable when its environment is made; no function of the API comes early enough. Who wants it sets it to 0.
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
     const std::string named = EDGEPACK_ENGINE_LIBRARY;
     EDGEPACK_TRY(library_.open(path, named.empty() ? "libonnxruntime.so." EDGEPACK_ENGINE_VERSION : named,
                                "ONNX Runtime " EDGEPACK_ENGINE_VERSION));

@@ -42,6 +42,7 @@ void __throw_bad_array_new_length() { stop("out of memory"); }
 void __throw_length_error(const char* what) { stop(what); }
 void __throw_logic_error(const char* what) { stop(what); }
 void __throw_out_of_range_fmt(const char* what, ...) { stop(what); }
+void __throw_system_error(int /*code*/) { stop("a lock failed"); }
 }  // namespace std
 
 namespace __gnu_cxx {

@@ -50,8 +50,11 @@ over() { # is the lease of the lock $text over?
 }
 
 acquire() { # $1: lease in seconds, $2: the text of a lock whose owner is known to be dead
-  if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then return; fi
-  text=$(readlink lock) || text=
+  for try in 1 2 3 4 5; do
+    if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then return; fi
+    text=$(readlink lock) || text=
+    [ -z "$text" ] || break # else it was released just now
+  done
   if [ "${text%%:*}" = "$mine" ]; then
     replace_lock "$1"
     return

@@ -132,6 +132,18 @@ def test_an_arm_harness_is_the_same_bytes_from_every_folder_and_right_under_emul
     one.self_test()
 
 
+def test_onnxruntime_keeps_no_device_id_and_no_events(make: Make, tmp_path: Path, monkeypatch) -> None:
+    built = make("rk3588", "onnxruntime")
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(home))
+    for name in ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS", "GITLAB_CI", "TF_BUILD"):
+        monkeypatch.delenv(name, raising=False)
+    built.self_test()
+    assert list(home.rglob("*")) == []
+
+
 def test_a_litert_harness_for_arm_ships_a_library_that_fits_the_profile(make: Make) -> None:
     built = make("rk3588", "tflite")
     facts = json.loads((built.folder / "elf.json").read_text())

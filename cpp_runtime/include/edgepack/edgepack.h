@@ -17,6 +17,10 @@
  * several calls; threads that share a handle need a lock of their own around it, or a handle each. Closing a handle
  * while another thread is in a call on it is an error that nothing can detect.
  *
+ * Environment: opening a variant for ONNX Runtime sets the variable ORT_DISABLE_TELEMETRY to 1 where it isn't set: its
+ * official library would otherwise keep a device id and send events to its maker. Set it before you make threads that
+ * read the environment, and edgepack_open() leaves it alone.
+ *
  * Memory: after the first edgepack_run() of a handle, edgepack_set_input(), edgepack_run() and edgepack_get_output()
  * allocate nothing when they succeed. That is the runtime's part; what an engine allocates inside a run is its own
  * business (docs/harness.md has figures).
