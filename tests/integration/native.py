@@ -22,13 +22,14 @@ ASAN = "address,undefined"
 TSAN = "thread"
 LAYERS = ("Input", "Convolution", "Pooling", "InnerProduct")  # what tests.models.tiny_classifier becomes
 LEAKS = Path(__file__).parent / "leaks.supp"
+RACES = Path(__file__).parent / "races.supp"
 # A crash is a report with a stack, not a bare signal; memory that a damaged file asks for is refused.
 OPTIONS = {
     "ASAN_OPTIONS": "handle_abort=1:handle_sigill=1:handle_sigfpe=1:allocator_may_return_null=1:"
     "max_allocation_size_mb=2048:hard_rss_limit_mb=4096",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "LSAN_OPTIONS": f"suppressions={LEAKS}:print_suppressions=0",
-    "TSAN_OPTIONS": "halt_on_error=1",
+    "TSAN_OPTIONS": f"halt_on_error=1:suppressions={RACES}:print_suppressions=0",
 }
 
 
