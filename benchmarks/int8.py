@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgepack import artifact, calibration, cli, converter, plugins, steps
 from edgepack.cache import Cache
 from edgepack.errors import EdgepackError
 from edgepack.resources import cache_root
-from edgepack.types import Model, Precision
+from edgepack.types import Int8Options, Model, Precision
 
 ENGINES = ("onnxruntime", "tflite", "ncnn")
 PAGE = Path(__file__).parent.parent / "docs" / "int8.md"
@@ -116,7 +117,7 @@ def measure(entry: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
             found[name] = str(error)
     quantized = work / "qdq"
     quantized.mkdir()
-    request = {"model": str(model.path), "samples": str(samples.calibration.path), "exclude": []}
+    request = {"model": str(model.path), "samples": str(samples.calibration.path), "int8": asdict(Int8Options())}
     try:
         converter.convert("quantize_onnx", request, quantized)
         simulated = simulate(quantized / "model.onnx", model, inputs, work / "simulated")

@@ -51,6 +51,10 @@ def model_options(command: F) -> F:
                 "--precision", "precisions", multiple=True, type=click.Choice(["fp32", "fp16", "int8"]),
                 help="Only this precision (repeatable).",
             ),
+            click.option(
+                "--effort", type=click.Choice(["fast", "normal", "high"]), default="normal", show_default=True,
+                help="How much time INT8 may take to get closer to the source.",
+            ),
             click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory."),
             click.option("--python", type=click.Path(path_type=Path), help="Interpreter that has the model's code."),
             click.option("--name", help="Name of the bundle; default: from the model's file name."),
@@ -262,11 +266,12 @@ def _plan(
     calib: Path | None,
     preprocess: Path | None,
     precisions: tuple[str, ...],
+    effort: str,
     **rest: Any,
 ) -> BuildPlan:
     from edgepack import config
     from edgepack.plan import make_plan, parse_input
-    from edgepack.types import Precision
+    from edgepack.types import Int8Options, Precision
 
     parsed = [parse_input(text) for text in inputs]
     return make_plan(
@@ -277,6 +282,7 @@ def _plan(
         calibration=calib,
         preprocess=config.load_preprocess(preprocess) if preprocess else None,
         precisions=tuple(Precision(p) for p in precisions),
+        int8=Int8Options(effort=effort),  # type: ignore[arg-type]
         **rest,
     )
 

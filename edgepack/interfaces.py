@@ -16,6 +16,7 @@ from edgepack.types import (
     Calibration,
     Compiler,
     Completed,
+    Int8Options,
     Model,
     Precision,
     Problem,
@@ -80,7 +81,7 @@ class Quantizer(Protocol):
     name: str
     version: str
 
-    def quantize(self, model: Model, calibration: Calibration, exclude: tuple[str, ...], out: Path) -> None:
+    def quantize(self, model: Model, calibration: Calibration, int8: Int8Options, out: Path) -> None:
         """Write ``out/model.onnx`` with QuantizeLinear/DequantizeLinear pairs."""
 
 
@@ -113,8 +114,12 @@ class Engine(Protocol):
         calibration: Calibration | None,
         base: Path | None,
         out: Path,
+        int8: Int8Options = ...,
     ) -> None:
-        """Write the engine's files and ``artifact.json`` (see `edgepack.artifact`) to `out`."""
+        """Write the engine's files and ``artifact.json`` (see `edgepack.artifact`) to `out`.
+
+        `int8` says how int8 is made; other precisions ignore it.
+        """
 
     def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
         """Run on the host with the real engine: tensor folder in, tensor folder out, in the source's layout.

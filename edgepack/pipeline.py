@@ -223,7 +223,7 @@ class Line:
         def work(model: Model, samples: steps.Samples, base_entry: Entry | None = None) -> Entry:
             data = samples.calibration if variant.precision is Precision.INT8 else None
             with self._timed(variant):
-                return steps.export(self.cache, engine, model, variant.precision, data, base_entry)
+                return steps.export(self.cache, engine, model, variant.precision, data, base_entry, self.plan.int8)
 
         # A harness that is compiled for its models' layers waits for all of them.
         urgency = FIRST if engine.runtime_needs_layers else URGENCY[variant.precision]

@@ -17,7 +17,7 @@ from typing import Any
 from edgepack import converter, log, plugins, toolchains
 from edgepack.errors import CalibrationError, ToolMissing, UsageError
 from edgepack.interfaces import Engine, Importer
-from edgepack.types import Compiler, Outcome, Precision, Preprocess, Status, Target, Variant
+from edgepack.types import DEFAULT_INT8, Compiler, Int8Options, Outcome, Precision, Preprocess, Status, Target, Variant
 
 NEEDS_DATA = "INT8 needs real inputs for calibration, and none were given"
 NEEDS_DATA_HINT = "Add --calib DIR_OR_NPZ with some tens of real inputs. edgepack never calibrates on noise."
@@ -41,6 +41,7 @@ class BuildPlan:
     samples: Path | None
     preprocess: Mapping[str, Preprocess]
     destination: Path
+    int8: Int8Options = DEFAULT_INT8
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
 
     def engine(self, name: str) -> Engine:
@@ -62,6 +63,7 @@ def make_plan(
     preprocess: Mapping[str, Preprocess] | None = None,
     engines: Sequence[str] = (),
     precisions: Sequence[Precision] = (),
+    int8: Int8Options = DEFAULT_INT8,
     output: Path = Path(),
     name: str | None = None,
     jobs: int | None = None,
@@ -104,6 +106,7 @@ def make_plan(
         samples=samples,
         preprocess=dict(preprocess or {}),
         destination=destination,
+        int8=int8,
         jobs=jobs or os.cpu_count() or 1,
     )
 

@@ -23,10 +23,12 @@ from edgepack.errors import ModelError, ToolFailed, Unsupported, VariantError
 from edgepack.interfaces import Engine
 from edgepack.plan import BuildPlan
 from edgepack.types import (
+    DEFAULT_INT8,
     Artifact,
     Bound,
     Calibration,
     Compiler,
+    Int8Options,
     Metric,
     Model,
     Precision,
@@ -265,6 +267,7 @@ def export(
     precision: Precision,
     data: Calibration | None,
     base: Entry | None,
+    int8: Int8Options = DEFAULT_INT8,
 ) -> Entry:
     """ONNX -> one engine's files at one precision. Raises `VariantError`."""
     problems = engine.problems(model, precision)
@@ -282,10 +285,14 @@ def export(
         version="1",
         title=f"export {engine.name}-{precision}",
         inputs=inputs,
-        params={"plugin": plugins.digest(engine, engine.tools(precision)), "precision": precision},
+        params={
+            "plugin": plugins.digest(engine, engine.tools(precision)),
+            "precision": precision,
+            "int8": asdict(int8) if precision is Precision.INT8 else None,
+        },
     )
     base_path = None if base is None else base.path
-    return cache.output(step, lambda out: engine.export(model, precision, data, base_path, out))
+    return cache.output(step, lambda out: engine.export(model, precision, data, base_path, out, int8))
 
 
 def check(

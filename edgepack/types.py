@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class Precision(StrEnum):
@@ -80,6 +80,26 @@ class Calibration:
     path: Path
     digest: str
     count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Options:
+    """How INT8 variants are made; the same for all engines.
+
+    A layer is known by the name of its ONNX node's first output tensor, which is unique. `keep_float` are layers that
+    stay in float, `wide` those whose activations get 16 bits where the engine has that (elsewhere they stay in
+    float). `ranges` is how activation ranges are chosen; "auto" is the engine's best.
+    """
+
+    effort: Literal["fast", "normal", "high"] = "normal"
+    ranges: Literal["auto", "minmax", "average", "percentile", "entropy", "mse"] = "auto"
+    keep_float: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    seed: int = 0
+    memory_mb: int = 400
+
+
+DEFAULT_INT8 = Int8Options()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@
 # ///
 """Quantize an ONNX model to INT8: QuantizeLinear/DequantizeLinear pairs where ONNX Runtime has integer kernels.
 
-Request: ``model`` (ONNX file, fixed shapes), ``samples`` (tensor folder), ``exclude`` (names of nodes that stay in
-float). Writes ``model.onnx``; the result tells the ranges that were chosen and the signal-to-noise ratio on the
-calibration samples.
+Request: ``model`` (ONNX file, fixed shapes), ``samples`` (tensor folder), ``int8`` (the fields of Int8Options; of
+them ``keep_float``: first outputs of the nodes that stay in float). Writes ``model.onnx``; the result tells the
+ranges that were chosen and the signal-to-noise ratio on the calibration samples.
 
 What is quantized: inputs of Conv, Gemm and MatMul (uint8, one scale), the outputs of Conv (its integer kernel writes
 integers; those of Gemm and MatMul write float), and what operators that only move values make of those. Sums,
@@ -77,7 +77,7 @@ class Weight(NamedTuple):
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out, scratch = Path(request["out"]), Path(request["scratch"])
-    plan = Plan(prepare(Path(request["model"]), scratch / "prepared.onnx"), set(request.get("exclude", [])))
+    plan = Plan(prepare(Path(request["model"]), scratch / "prepared.onnx"), set(request["int8"]["keep_float"]))
     if not plan.layers:
         raise SystemExit("there is nothing to quantize: the model has no Conv, ConvTranspose, Gemm or MatMul")
     samples = Path(request["samples"])
@@ -182,7 +182,7 @@ class Plan:
         for node in graph.node:
             for name in dict.fromkeys(node.input):
                 self.readers.setdefault(name, []).append(node)
-        self.excluded = {node.name for node in graph.node if node.name in exclude}
+        self.excluded = {node.name for node in graph.node if node.output[0] in exclude}
         nodes = [node for node in graph.node if node.name not in self.excluded]
         self.weights: dict[tuple[str, int], Weight] = {}
         self.weight_of: dict[str, tuple[str, int]] = {}  # node name -> key of `weights`

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +23,11 @@ from edgepack import converter
 from edgepack.errors import ToolFailed, Unsupported, VariantError
 from edgepack.ncnn_source import BATCH, WINOGRAD
 from edgepack.types import (
+    DEFAULT_INT8,
     Artifact,
     Binding,
     Calibration,
+    Int8Options,
     Model,
     Precision,
     Problem,
@@ -88,11 +90,12 @@ class Ncnn:
         calibration: Calibration | None,
         base: Path | None,
         out: Path,
+        int8: Int8Options = DEFAULT_INT8,
     ) -> None:
         """Write ``model.ncnn.param``, ``model.ncnn.bin`` and ``artifact.json``; fp32 is loaded and run once before."""
         if precision is not Precision.FP32:
             assert base is not None
-            self._shrink(artifacts.read(base), precision, calibration, out)
+            self._shrink(artifacts.read(base), model, precision, calibration, out, int8)
             return
         request = {"model": str(model.path)}
         try:
@@ -138,7 +141,15 @@ class Ncnn:
 
         return runtimes.spec("ncnn", target, layers, precisions)
 
-    def _shrink(self, base: Artifact, precision: Precision, calibration: Calibration | None, out: Path) -> None:
+    def _shrink(
+        self,
+        base: Artifact,
+        model: Model,
+        precision: Precision,
+        calibration: Calibration | None,
+        out: Path,
+        int8: Int8Options,
+    ) -> None:
         request: dict[str, Any] = {
             "files": [str(base.folder / name) for name in base.files],
             "precision": str(precision),
@@ -150,6 +161,7 @@ class Ncnn:
                     _rewrite(calibration.path, samples, index, binding)
                 inputs = [binding.name for binding in base.inputs]
                 request |= {"inputs": inputs, "samples": str(samples), "threads": 1}
+                request |= {"int8": asdict(int8), "onnx": str(model.path)}
             facts = converter.convert("quantize_ncnn", request, out)
         if precision is Precision.INT8 and not facts["quantized"]:
             problem = _nothing_to_quantize()

@@ -18,7 +18,17 @@ from typing import Any, Literal
 from edgepack import artifact as artifacts
 from edgepack.converter import convert
 from edgepack.quantizers.static import StaticQuantizer, has_quantized, require_samples
-from edgepack.types import Artifact, Calibration, Model, Precision, Problem, RuntimeSpec, Target
+from edgepack.types import (
+    DEFAULT_INT8,
+    Artifact,
+    Calibration,
+    Int8Options,
+    Model,
+    Precision,
+    Problem,
+    RuntimeSpec,
+    Target,
+)
 
 TIMED_RUNS = 5
 BUILD_CONFIG = "ort_operators"
@@ -54,6 +64,7 @@ class OnnxRuntime:
         calibration: Calibration | None,
         base: Path | None,
         out: Path,
+        int8: Int8Options = DEFAULT_INT8,
     ) -> None:
         """Write ``model.ort`` (fp32, int8) or ``model.onnx`` (fp16).
 
@@ -67,7 +78,7 @@ class OnnxRuntime:
             calibration = require_samples(calibration, model)
             folder = out.parent / f"{out.name}.qdq"
             folder.mkdir(exist_ok=True)
-            StaticQuantizer().quantize(model, calibration, (), folder)
+            StaticQuantizer().quantize(model, calibration, int8, folder)
             source = folder / "model.onnx"
         convert("onnx_to_ort", {"model": str(source)}, out)
         shutil.rmtree(out.parent / f"{out.name}.qdq", ignore_errors=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,11 @@ from edgepack.converter import convert
 from edgepack.errors import VariantError
 from edgepack.quantizers.static import require_samples
 from edgepack.types import (
+    DEFAULT_INT8,
     Artifact,
     Binding,
     Calibration,
+    Int8Options,
     Model,
     Precision,
     Problem,
@@ -62,6 +64,7 @@ class TFLite:
         calibration: Calibration | None,
         base: Path | None,
         out: Path,
+        int8: Int8Options = DEFAULT_INT8,
     ) -> None:
         """Write ``model.tflite``. Raises `VariantError` when a converter fails or its file can't be run."""
         if precision is Precision.FP32:
@@ -72,7 +75,7 @@ class TFLite:
             if base is None:
                 raise VariantError(f"tflite {precision} starts from the fp32 file, which was not made.")
             floating = artifacts.read(base)
-            made = self._quantize(model, precision, calibration, floating, out)
+            made = self._quantize(model, precision, calibration, floating, out, int8)
             inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
             outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
         artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs))
@@ -84,6 +87,7 @@ class TFLite:
         calibration: Calibration | None,
         floating: Artifact,
         out: Path,
+        int8: Int8Options,
     ) -> dict[str, Any]:
         request: dict[str, Any] = {"model": str(floating.folder / FILE), "precision": str(precision)}
         if precision is Precision.FP16:
@@ -94,6 +98,7 @@ class TFLite:
         try:
             to_engine(calibration.path, floating.inputs, samples)
             request |= {"samples": str(samples), "inputs": [binding.name for binding in floating.inputs]}
+            request |= {"int8": asdict(int8), "onnx": str(model.path)}
             return convert("quantize_tflite", request, out)
         finally:
             shutil.rmtree(samples, ignore_errors=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from edgepack.converter import convert
 from edgepack.errors import CalibrationError, Unsupported
-from edgepack.types import Calibration, Model
+from edgepack.types import Calibration, Int8Options, Model
 
 # Operators with weights that INT8 makes smaller and faster, and those that may hold such operators inside.
 _WEIGHTED = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "GRU", "If", "Loop", "LSTM", "MatMul", "RNN", "Scan"))
@@ -19,8 +20,8 @@ class StaticQuantizer:
     version = "1"
     tools: tuple[str, ...] = ("quantize_onnx",)
 
-    def quantize(self, model: Model, calibration: Calibration, exclude: tuple[str, ...], out: Path) -> None:
-        """Write ``out/model.onnx``; nodes named in `exclude` stay in float.
+    def quantize(self, model: Model, calibration: Calibration, int8: Int8Options, out: Path) -> None:
+        """Write ``out/model.onnx``; the layers of `int8.keep_float` stay in float.
 
         Raises `ToolFailed` (a `VariantError`) when the model has nothing to quantize or the tool fails.
         """
@@ -29,7 +30,7 @@ class StaticQuantizer:
             {
                 "model": str(model.path),
                 "samples": str(calibration.path),
-                "exclude": list(exclude),
+                "int8": asdict(int8),
             },
             out,
         )

@@ -16,7 +16,7 @@ from edgepack.engines.onnxruntime import OnnxRuntime
 from edgepack.engines.tflite import TFLite
 from edgepack.errors import ToolFailed, ToolMissing
 from edgepack.quantizers.static import StaticQuantizer
-from edgepack.types import Artifact, Calibration, Model, Precision
+from edgepack.types import Artifact, Calibration, Int8Options, Model, Precision
 from tests.conftest import missing
 from tests.integration.test_onnxruntime import calibration_of, expected, folder_of, images, model_of
 from tests.models import tiny_classifier
@@ -88,7 +88,7 @@ def tflite_int8(model: Model, calibration: Calibration, tmp_path: Path) -> Artif
 def test_every_scale_in_an_onnx_file_is_a_positive_number(tmp_path: Path, change: Change) -> None:
     model, calibration = prepared(tmp_path, change)
     (tmp_path / "out").mkdir()
-    StaticQuantizer().quantize(model, calibration, (), tmp_path / "out")
+    StaticQuantizer().quantize(model, calibration, Int8Options(), tmp_path / "out")
     proto = onnx.load(tmp_path / "out" / "model.onnx")
     constants = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
     pairs = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -123,7 +123,7 @@ def test_nan_in_weights_names_them(tmp_path: Path) -> None:
     model, calibration = prepared(tmp_path, poison)
     (tmp_path / "out").mkdir()
     with pytest.raises(ToolFailed, match="w2 hold NaN or infinity"):
-        StaticQuantizer().quantize(model, calibration, (), tmp_path / "out")
+        StaticQuantizer().quantize(model, calibration, Int8Options(), tmp_path / "out")
     with pytest.raises(ToolFailed, match=r"weights .* hold NaN or infinity"):
         tflite_int8(model, calibration, tmp_path)
 
@@ -136,7 +136,7 @@ def test_infinity_in_an_activation_names_it(tmp_path: Path) -> None:
     model, calibration = prepared(tmp_path, overflow)
     (tmp_path / "out").mkdir()
     with pytest.raises(ToolFailed, match="compute NaN or infinity in r1"):
-        StaticQuantizer().quantize(model, calibration, (), tmp_path / "out")
+        StaticQuantizer().quantize(model, calibration, Int8Options(), tmp_path / "out")
 
 
 def test_the_error_of_coarse_weights_does_not_shift_the_mean_of_an_output(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from edgepack import converter
 from edgepack.engines.onnxruntime import OnnxRuntime
 from edgepack.errors import CalibrationError, ToolFailed, ToolMissing, Unsupported, VariantError
 from edgepack.quantizers.static import StaticQuantizer
-from edgepack.types import Artifact, Calibration, Model, Precision, TensorSpec
+from edgepack.types import Artifact, Calibration, Int8Options, Model, Precision, TensorSpec
 from tests.conftest import missing
 from tests.models import HOSTILE, samples, tiny_classifier
 
@@ -246,13 +246,13 @@ def test_a_damaged_file_is_a_failure_that_names_the_engine(tmp_path: Path) -> No
         ran(artifact, model, data, tmp_path / "run")
 
 
-def test_nodes_named_in_exclude_stay_in_float(tmp_path: Path) -> None:
+def test_layers_of_keep_float_stay_in_float(tmp_path: Path) -> None:
     model = model_of(tiny_classifier(tmp_path / "model.onnx"))
     calibration = calibration_of(tmp_path / "cal", images(tmp_path, 8, 5))
     weights = {}
-    for name, exclude in {"all": (), "some": ("conv1", "no such node")}.items():
+    for name, floating in {"all": (), "some": ("c1", "no such tensor")}.items():
         (tmp_path / name).mkdir()
-        StaticQuantizer().quantize(model, calibration, exclude, tmp_path / name)
+        StaticQuantizer().quantize(model, calibration, Int8Options(keep_float=floating), tmp_path / name)
         proto = onnx.load(tmp_path / name / "model.onnx")
         weights[name] = {t.name: t.data_type for t in proto.graph.initializer if t.name.startswith("w1")}
     assert TensorProto.FLOAT in weights["some"].values()
@@ -264,7 +264,7 @@ def test_the_quantizer_reports_how_well_it_did_and_keeps_its_input(tmp_path: Pat
     before = model.path.read_bytes()
     cal = calibration_of(tmp_path / "cal", RNG.standard_normal((8, 1, 64)).astype(np.float32))
     (tmp_path / "out").mkdir()
-    request = {"model": str(model.path), "samples": str(cal.path), "exclude": []}
+    request = {"model": str(model.path), "samples": str(cal.path), "int8": asdict(Int8Options())}
     facts = converter.convert("quantize_onnx", request, tmp_path / "out")
     assert facts["quantized"] == 2
     assert facts["sqnr_db"] > 25
