@@ -164,7 +164,7 @@ def compile_programs(engine: str, bundles: list[Path], scratch: Path, ncnn: Path
     arguments = []
     extra: list[str] = ["-ldl"]
     if engine == "ncnn":
-        target = config.load_target("linux-x86_64")
+        target = config.load_target("host")  # the wheel picks this CPU's instructions too
         layers = {
             line.split()[0]
             for bundle in bundles
