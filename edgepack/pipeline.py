@@ -140,7 +140,7 @@ class Line:
         self.seconds: dict[Variant, float] = {}
         add = functools.partial(graph.add, urgency=FIRST)
         self.imported = add("import", lambda: steps.import_model(plan, cache))
-        self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m), self.imported)
+        self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m.inputs), self.imported)
         self.reference = add(
             "reference", lambda m, s: steps.run_reference(plan, cache, m, s), self.imported, self.samples
         )

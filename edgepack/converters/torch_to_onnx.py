@@ -29,6 +29,10 @@ of ``forward`` in order; for ``pt2`` only what its signature leaves open), ``cwd
 code is found), ``samples`` (tensor folder, for ``reference``). ``export`` writes ``model.onnx``; ``reference`` writes a
 tensor folder. ``result.json`` holds ``notes``, or ``error`` (kind, id, message, hint).
 
+``export`` with ``samples`` and ``outputs`` (an empty folder) does the work of ``reference`` beside, in a fork of the process
+that has imported torch and opened the model: neither sees what the other did. ``ran`` in the result says whether it went
+well; where it didn't, ``reference`` by itself says why.
+
 No pickle is ever trusted: torch.load runs with weights_only=True here whatever its caller says, and nothing is tried
 again without it. Only a factory's code is the user's own and runs.
 """
@@ -41,6 +45,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import site
 import sys
 import warnings
@@ -80,13 +85,13 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out = Path(request["out"])
     try:
-        result: dict[str, Any] = {"notes": run(request, out)}
+        result = run(request, out)
     except Refused as error:
         result = {"error": error.entry}
     (out / "result.json").write_text(json.dumps(result))
 
 
-def run(request: dict[str, Any], out: Path) -> list[str]:
+def run(request: dict[str, Any], out: Path) -> dict[str, Any]:
     if torch is None:
         raise Refused(
             f"The interpreter {sys.executable} can't import torch: {absent}.",
@@ -97,15 +102,46 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
     # One thread per core of the child's own limit: results must not depend on the machine's load.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms() is the same and imports Inductor: 0.8 s
     distrust_pickles()
     warnings.simplefilter("ignore")
     with torch.no_grad():
         source = open_source(request)
         if request["mode"] == "reference":
             reference(source, Path(request["samples"]), out)
-            return []
-        return source.export(out / "model.onnx")
+            return {"notes": []}
+        if not request.get("samples"):
+            return {"notes": source.export(out / "model.onnx")}
+        beside = fork(lambda: reference(source, Path(request["samples"]), Path(request["outputs"])))
+        try:
+            notes = source.export(out / "model.onnx")
+        except BaseException:
+            beside(True)
+            raise
+        return {"notes": notes, "ran": beside(False)}
+
+
+def fork(work: Callable[[], None]) -> Callable[[bool], bool]:
+    """Start `work` in a copy of this process. Returns a function that ends it (at once when told so) and says whether
+    the work was done. A process with threads isn't copied: they would be missing in the copy."""
+    if len(os.listdir("/proc/self/task")) != 1:
+        return lambda _: False
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the last words are the exporter's
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+
+    def end(now: bool) -> bool:
+        if now:
+            os.kill(child, signal.SIGKILL)
+        return os.waitpid(child, 0)[1] == 0
+
+    return end
 
 
 def distrust_pickles() -> None:
