@@ -161,6 +161,7 @@ class Line:
             self.samples,
             self.reference,
         )
+        self.cores: dict[str, Future[Entry]] = {}
         self.exports: dict[Variant, Future[Entry]] = {}
         for variant in plan.variants:
             self._export(variant)
@@ -231,13 +232,11 @@ class Line:
         return self.exports[variant]
 
     def _harness(self, name: str) -> Future[Entry]:
-        engine = self.plan.engine(name)
-
+        engine, target, compiler = self.plan.engine(name), self.plan.target, self.compilers[name]
         variants = [variant for variant in self.plan.variants if variant.engine == name]
 
-        def make(layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> Entry:
-            target, compiler = self.plan.target, self.compilers[name]
-            return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs)
+        def make(layers: tuple[str, ...], precisions: tuple[Precision, ...], core: Entry | None = None) -> Entry:
+            return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs, core)
 
         def make_for(*settled: Future[Entry]) -> Entry:
             exported = {v: f.result() for v, f in zip(variants, settled, strict=True) if f.exception() is None}
@@ -248,9 +247,16 @@ class Line:
 
         if not engine.runtime_needs_layers:
             precisions = tuple(sorted({v.precision for v in variants}))
-            return self.graph.add(f"harness {name}", lambda: make((), precisions), urgency=FIRST)
+            return self.graph.add(f"harness {name}", lambda c: make((), precisions, c), self._core(compiler), urgency=FIRST)
         exports = (self.exports[variant] for variant in variants)
         return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
+
+    def _core(self, compiler: Compiler) -> Future[Entry]:
+        """What the harnesses of one compiler share; an engine that is compiled along has other options."""
+        if compiler.digest not in self.cores:
+            work = functools.partial(steps.build_core, self.cache, self.plan.target, compiler, self.plan.jobs)
+            self.cores[compiler.digest] = self.graph.add("runtime", work, urgency=FIRST)
+        return self.cores[compiler.digest]
 
     def _config(self, name: str) -> Future[Entry | None]:
         """For those who build the engine themselves: what it needs for the variants that passed."""

@@ -369,6 +369,14 @@ def _check(engine: Engine, found: Artifact, model: Model, samples: Samples, refe
     (out / "verify.json").write_text(json.dumps(content, sort_keys=True))
 
 
+def build_core(cache: Cache, target: Target, compiler: Compiler, jobs: int) -> Entry:
+    """Cross-compile what all harnesses of this target and compiler share."""
+    inputs, params = harness.core_key(target, compiler)
+    title = f"runtime for {target.name} with {compiler.description}"
+    step = Step(name="runtime", version="1", title=title, inputs=inputs, params=params)
+    return cache.output(step, lambda out: harness.build_core(target, compiler, out, jobs))
+
+
 def build_harness(
     cache: Cache,
     engine: Engine,
@@ -377,6 +385,7 @@ def build_harness(
     layers: tuple[str, ...],
     precisions: tuple[Precision, ...],
     jobs: int,
+    core: Entry | None = None,
 ) -> Entry:
     """Cross-compile the harness of one engine, and collect the libraries it ships with."""
     spec = engine.runtime(target, layers, precisions)
@@ -388,7 +397,8 @@ def build_harness(
         inputs=inputs,
         params=params,
     )
-    return cache.output(step, lambda out: harness.build(engine.name, spec, target, compiler, out, jobs))
+    shared = None if core is None else core.path / harness.CORE
+    return cache.output(step, lambda out: harness.build(engine.name, spec, target, compiler, out, jobs, shared))
 
 
 def build_config(cache: Cache, engine: Engine, kept: Mapping[str, Checked]) -> Entry | None:
