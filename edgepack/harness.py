@@ -200,7 +200,7 @@ def _compile(
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else ["-G", "Unix Makefiles"]
     env = {**process.clean_environment(), **compiler.env}
     steps: tuple[tuple[list[str | Path], float], ...] = (
-        ([cmake, "-S", source, "-B", build, *generator, *arguments], MINUTES_OF_CMAKE),
+        ([cmake, "--no-warn-unused-cli", "-S", source, "-B", build, *generator, *arguments], MINUTES_OF_CMAKE),
         ([cmake, "--build", build, "--target", target, "--parallel", str(max(1, jobs))], SECONDS),
     )
     (build / product.name).unlink(missing_ok=True)

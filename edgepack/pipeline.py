@@ -28,8 +28,9 @@ from edgepack.plan import BuildPlan
 from edgepack.resources import data
 from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status, Variant, Verdict
 
-# The variants whose emulated self-tests take longest go first, so that no core waits for the last one.
+# Exports before self-tests, and of those the longest first: what is left for the end is short, so that no core waits.
 URGENCY = {Precision.FP16: 2, Precision.FP32: 1, Precision.INT8: 0}
+EXPORT = 2
 FIRST = 3  # what every variant waits for
 
 
@@ -227,7 +228,7 @@ class Line:
                 return steps.export(self.cache, engine, model, variant.precision, data, base_entry)
 
         # A harness that is compiled for its models' layers waits for all of them.
-        urgency = FIRST if engine.runtime_needs_layers else URGENCY[variant.precision]
+        urgency = FIRST if engine.runtime_needs_layers else EXPORT
         self.exports[variant] = self.graph.add(f"export {variant}", work, *needs, urgency=urgency)
         return self.exports[variant]
 
@@ -247,7 +248,9 @@ class Line:
 
         if not engine.runtime_needs_layers:
             precisions = tuple(sorted({v.precision for v in variants}))
-            return self.graph.add(f"harness {name}", lambda c: make((), precisions, c), self._core(compiler), urgency=FIRST)
+            return self.graph.add(
+                f"harness {name}", lambda c: make((), precisions, c), self._core(compiler), urgency=FIRST
+            )
         exports = (self.exports[variant] for variant in variants)
         return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
 

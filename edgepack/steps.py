@@ -176,9 +176,7 @@ def _write_samples(plan: BuildPlan, inputs: tuple[TensorSpec, ...], out: Path) -
         facts["verify"] = gathered_count
     if plan.calibration is not None:
         target = calib_folder if plan.samples is not None else gathered
-        count = calibration.gather(
-            plan.calibration, inputs, dict(plan.preprocess), target, limit=CALIBRATION_LIMIT
-        )
+        count = calibration.gather(plan.calibration, inputs, dict(plan.preprocess), target, limit=CALIBRATION_LIMIT)
         facts["calibration"] = count
         if plan.samples is None:
             used, held = calibration.split(gathered, count, calib_folder, verify_folder, verify=VERIFY_SAMPLES)

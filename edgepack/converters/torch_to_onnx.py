@@ -39,6 +39,7 @@ again without it. Only a factory's code is the user's own and runs.
 
 import contextlib
 import importlib
+import importlib.machinery
 import inspect
 import io
 import json
@@ -56,6 +57,7 @@ from typing import Any
 TRACED_OPSET = 17
 EXPORTED_OPSET = 18  # torch 2.13 writes 18 and only logs that it couldn't go lower
 OLDEST = (2, 6)  # before it, weights_only=True could be broken out of (CVE-2025-32434)
+ARCHIVES = "torch.export.pt2_archive._package"
 WRAPPED = ("state_dict", "model_state_dict", "model", "net", "module")  # where training scripts put the state dict
 
 
@@ -153,15 +155,34 @@ def distrust_pickles() -> None:
 
     torch.load = careful
     torch.serialization.load = careful
-    with contextlib.suppress(ImportError):
-        from torch.export.pt2_archive import _package
+    if ARCHIVES in sys.modules:
+        sys.modules[ARCHIVES].pickle = NoPickle
+    sys.meta_path.insert(0, Archives)
 
-        class NoPickle:
-            @staticmethod
-            def loads(*args: Any) -> Any:
-                raise Refused("The archive holds a pickled object.", "Export the model again without it.", "EP309")
 
-        _package.pickle = NoPickle
+class NoPickle:
+    """What torch's module for .pt2 archives has for ``pickle``."""
+
+    @staticmethod
+    def loads(*args: Any) -> Any:
+        raise Refused("The archive holds a pickled object.", "Export the model again without it.", "EP309")
+
+
+class Archives(importlib.machinery.PathFinder):
+    """Gives `NoPickle` to that module when it is imported, by whomever: importing it here would take 0.8 s."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        spec = super().find_spec(name, path, target) if name == ARCHIVES else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                module.pickle = NoPickle
+
+            spec.loader.exec_module = exec_module
+        return spec
 
 
 class Network:

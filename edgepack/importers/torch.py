@@ -44,6 +44,7 @@ class TorchImporter:
 
     def __init__(self) -> None:
         self._known: dict[Any, str] = {}
+        self._harmless: set[tuple[int, ...]] = set()  # stamps of files whose pickles were read through
 
     def accepts(self, source: str) -> bool:
         """``package.module:factory``; files that end like PyTorch's; archives and pickles by content."""
@@ -202,7 +203,8 @@ class TorchImporter:
             raise _pickle(path, found, named)
         elif found not in KINDS:
             raise staging.mislabelled(path, found, "a PyTorch model", named.name)
-        if found in (*PICKLES, Kind.PT2):
+        stamp = staging.stamp(path)
+        if found in (*PICKLES, Kind.PT2) and stamp not in self._harmless:
             bad = _globals(path, named)
             if bad:
                 raise ModelError(
@@ -211,6 +213,7 @@ class TorchImporter:
                     "(torch.save(model.state_dict(), FILE)) or as safetensors.",
                     id="EP309",
                 )
+            self._harmless.add(stamp)
 
 
 def _pickle(path: Path, found: Kind, named: Path) -> ModelError:
