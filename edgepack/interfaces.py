@@ -27,7 +27,12 @@ from edgepack.types import (
 
 @runtime_checkable
 class Importer(Protocol):
-    """Turns one kind of source into ONNX and runs the source in its own framework."""
+    """Turns one kind of source into ONNX and runs the source in its own framework.
+
+    One that can do both in one process has two more functions. ``known_inputs(source, shapes, options)`` gives the model's
+    inputs as far as they are known without it (or ``()``), and ``to_onnx_and_reference(source, shapes, options, samples,
+    out, outputs)`` does ``to_onnx`` and says whether `outputs` has what ``reference`` would have written.
+    """
 
     name: str
     version: str
