@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,33 @@ SLACK = 0.05  # how far outside the declared range arrays may lie, as a share of
 NARROW = 0.02  # arrays that fill less than this share of the declared range are on another scale
 
 
+@dataclass
+class Report:
+    """What was found odd but usable: said at once, and kept so that a build that reuses the samples says it again."""
+
+    said: list[tuple[str, str]] = field(default_factory=list)
+
+    def note(self, message: str) -> None:
+        """Something worth knowing that needs no action."""
+        self.said.append(("note", message))
+        log.note(message)
+
+    def warn(self, message: str) -> None:
+        """Something the user may want to act on."""
+        self.said.append(("warning", message))
+        log.warn(message)
+
+
+def say_again(said: Iterable[Iterable[str]]) -> None:
+    """Repeat what a `Report` kept."""
+    for kind, message in said:
+        (log.warn if kind == "warning" else log.note)(message)
+
+
 class Seen:
     """What passed by of one input: its range, and whether anything ever changed."""
 
-    def __init__(self, spec: TensorSpec, source: Path) -> None:
+    def __init__(self, spec: TensorSpec, source: str) -> None:
         self.spec, self.source = spec, source
         self.low, self.high = np.inf, -np.inf
         self.first: Array | None = None
@@ -47,7 +70,7 @@ class Seen:
                 self.identical = np.array_equal(self.first, row)
             yield row
 
-    def check_range(self, declared: Preprocess | None) -> None:
+    def check_range(self, declared: Preprocess | None, report: Report) -> None:
         """Hold ready-made arrays against the range that the declaration gives pictures."""
         if declared is None or np.dtype(self.spec.dtype).kind != "f":
             return
@@ -61,10 +84,12 @@ class Seen:
                 "Arrays are used as they are: save them after (x - mean) / std, or correct mean and std.",
             )
         if self.high - self.low < NARROW * (high - low):
-            log.warn(f"input {self.spec.name!r} from {self.source} has only {span}; {meant}: is that the same scale?")
+            report.warn(
+                f"input {self.spec.name!r} from {self.source} has only {span}; {meant}: is that the same scale?"
+            )
 
 
-def check_varied(watched: list[Seen], source: Path, count: int) -> None:
+def check_varied(watched: list[Seen], source: str, count: int, report: Report) -> None:
     """Constant inputs teach nothing. One that never changes among others that do (a mask, a sample rate) is normal."""
     if all(seen.low == seen.high for seen in watched):
         raise CalibrationError(
@@ -77,9 +102,9 @@ def check_varied(watched: list[Seen], source: Path, count: int) -> None:
         )
     for seen in watched:
         if count > 1 and seen.identical and np.dtype(seen.spec.dtype).kind == "f":
-            log.warn(f"input {seen.spec.name!r} is the same in all {count} samples of {source}")
+            report.warn(f"input {seen.spec.name!r} is the same in all {count} samples of {source}")
     if count < FEW:
-        log.warn(f"{source} holds only {count} sample(s): INT8 ranges and accuracy figures want some tens")
+        report.warn(f"{source} holds only {count} sample(s): INT8 ranges and accuracy figures want some tens")
 
 
 def check_declared(inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess]) -> None:

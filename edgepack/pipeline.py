@@ -9,12 +9,13 @@ never stops the others.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,6 +112,12 @@ class DryCache(Cache):
         if found is None:
             raise WouldRun(step.title)
         return found
+
+    @contextlib.contextmanager
+    def scratch(self, title: str) -> Iterator[Path]:
+        """Raises `WouldRun`: this work is done in every build."""
+        raise WouldRun(title)
+        yield
 
 
 def dry_run(plan: BuildPlan, root: Path) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ receive can't make the cache lie.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping
@@ -16,7 +17,19 @@ from typing import Any
 import numpy as np
 
 from edgepack import artifact as artifacts
-from edgepack import bundle, calibration, converter, emulator, harness, lint, log, plugins, verify
+from edgepack import (
+    bundle,
+    calibration,
+    converter,
+    emulator,
+    harness,
+    iterables,
+    likeness,
+    lint,
+    log,
+    plugins,
+    verify,
+)
 from edgepack import preprocess as preprocessing
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_text, tree_digests
 from edgepack.errors import ModelError, ToolFailed, Unsupported, VariantError
@@ -100,23 +113,44 @@ def read_model(entry: Entry) -> Model:
 
 
 def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
-    """User's data -> tensor folders for calibration and for verification, which are disjoint when data suffice."""
-    sources = {"calibration": plan.calibration, "samples": plan.samples}
+    """User's data -> tensor folders for calibration and for verification, which are disjoint when data suffice.
+
+    A function is run in every build: what it reads can't be known, so its samples are compared, not its code.
+    """
+    given = {"calibration": plan.calibration, "samples": plan.samples}
+    with contextlib.ExitStack() as stack:
+        sources = {kind: _source(plan, cache, model, path, stack) for kind, path in given.items() if path is not None}
+        return _samples(plan, cache, model, sources)
+
+
+def _source(plan: BuildPlan, cache: Cache, model: Model, path: Path, stack: contextlib.ExitStack) -> calibration.Source:
+    name = str(path)
+    if not iterables.is_function(name):
+        return calibration.Source(path=path)
+    folder = stack.enter_context(cache.scratch(f"samples of {name}")) / "given"
+    folder.mkdir()
+    iterables.collect(name, model.inputs, plan.options, folder, limit=CALIBRATION_LIMIT)
+    return calibration.Source(path=folder, function=name)
+
+
+def _samples(plan: BuildPlan, cache: Cache, model: Model, sources: Mapping[str, calibration.Source]) -> Samples:
     step = Step(
         name="samples",
-        version="1",
+        version="2",
         title="prepare samples",
-        inputs={k: calibration.from_source_digest(path) for k, path in sources.items() if path is not None},
+        inputs={kind: source.digest() for kind, source in sources.items()},
         params={
-            "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocessing.__name__)],
+            "code": [plugins.module_digest(module.__name__) for module in (calibration, preprocessing, lint, likeness)],
             "inputs": [asdict(spec) for spec in model.inputs],
             "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
             "limit": CALIBRATION_LIMIT,
             "verify": VERIFY_SAMPLES,
         },
     )
-    entry = cache.output(step, lambda out: _write_samples(plan, model, out))
+    entry = cache.output(step, lambda out: _write_samples(plan, model, sources, out))
     facts = json.loads((entry.path / "facts.json").read_text())
+    if entry.reused:
+        lint.say_again(facts["said"])
     verify_folder, calib_folder = entry.path / "verify", entry.path / "calibration"
     return Samples(
         verify=verify_folder,
@@ -126,33 +160,69 @@ def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
         calibration=Calibration(
             path=calib_folder, digest=digest_of(tree_digests(calib_folder)), count=facts["calibration"]
         )
-        if plan.calibration is not None
+        if "calibration" in sources
         else None,
     )
 
 
-def _write_samples(plan: BuildPlan, model: Model, out: Path) -> None:
-    verify_folder, calib_folder, gathered = out / "verify", out / "calibration", out / "all"
-    facts: dict[str, Any] = {"synthetic": False, "calibration": 0}
-    if plan.samples is not None:
-        gathered_count = calibration.gather(
-            plan.samples, model.inputs, dict(plan.preprocess), verify_folder, limit=CALIBRATION_LIMIT
+def _write_samples(plan: BuildPlan, model: Model, sources: Mapping[str, calibration.Source], out: Path) -> None:
+    folders = {"samples": out / "verify", "calibration": out / ("calibration" if "samples" in sources else "all")}
+    report = lint.Report()
+    counts, prints = {}, {}
+    for kind, source in sources.items():
+        declared = dict(plan.preprocess)
+        counts[kind] = calibration.gather(source, model.inputs, declared, folders[kind], CALIBRATION_LIMIT, report)
+        prints[kind] = likeness.fingerprints(folders[kind], model.inputs)
+        likeness.check_distinct(prints[kind], source.label, _namer(source), report)
+    facts: dict[str, Any] = {"synthetic": not sources, "calibration": counts.get("calibration", 0)}
+    if "samples" in sources:
+        facts["verify"] = counts["samples"]
+    elif "calibration" in sources:
+        used, held = calibration.split(
+            folders["calibration"], counts["calibration"], out / "calibration", out / "verify", verify=VERIFY_SAMPLES
         )
-        facts["verify"] = gathered_count
-    if plan.calibration is not None:
-        target = calib_folder if plan.samples is not None else gathered
-        count = calibration.gather(
-            plan.calibration, model.inputs, dict(plan.preprocess), target, limit=CALIBRATION_LIMIT
+        facts |= {"calibration": used, "verify": held}
+        _remove(folders["calibration"])
+    else:
+        calibration.synthetic(model.inputs, dict(plan.preprocess), out / "verify", count=VERIFY_SAMPLES)
+        facts["verify"] = VERIFY_SAMPLES
+    if "calibration" in sources:
+        _check_disjoint(sources, counts["calibration"], prints, report)
+    (out / "facts.json").write_text(json.dumps({**facts, "said": report.said}, sort_keys=True))
+
+
+def _check_disjoint(
+    sources: Mapping[str, calibration.Source],
+    count: int,
+    prints: Mapping[str, likeness.Fingerprints],
+    report: lint.Report,
+) -> None:
+    """Say which of the samples that INT8 is verified with were used for making it."""
+    source, every = sources["calibration"], prints["calibration"]
+    name = _namer(source)
+    if "samples" in sources:
+        other = sources["samples"]
+        what = f"samples of {other.label} are also in {source.label}"
+        likeness.check_disjoint(every, prints["samples"], what, (_namer(other), name), report)
+        return
+    used, held = calibration.parts(count, VERIFY_SAMPLES)
+    if used == held:
+        report.note(
+            f"{source.label} has {count} samples, fewer than {2 * VERIFY_SAMPLES}: INT8 is calibrated and verified on "
+            "the same ones, which flatters it (--samples gives others)"
         )
-        facts["calibration"] = count
-        if plan.samples is None:
-            used, held = calibration.split(gathered, count, calib_folder, verify_folder, verify=VERIFY_SAMPLES)
-            facts |= {"calibration": used, "verify": held}
-            _remove(gathered)
-    if plan.calibration is None and plan.samples is None:
-        calibration.synthetic(model.inputs, dict(plan.preprocess), verify_folder, count=VERIFY_SAMPLES)
-        facts |= {"verify": VERIFY_SAMPLES, "synthetic": True}
-    (out / "facts.json").write_text(json.dumps(facts, sort_keys=True))
+        return
+    likeness.check_disjoint(
+        every.chosen(used),
+        every.chosen(held),
+        f"samples of {source.label} that are held out for verification repeat one that is not",
+        (lambda index: name(held[index]), lambda index: name(used[index])),
+        report,
+    )
+
+
+def _namer(source: calibration.Source) -> likeness.Namer:
+    return functools.partial(calibration.sample_name, source, limit=CALIBRATION_LIMIT)
 
 
 def _remove(folder: Path) -> None:
