@@ -18,6 +18,7 @@ Array = npt.NDArray[Any]
 ANY_INPUT = "*"
 FEW = 16  # below this many samples INT8 ranges and figures of accuracy are guesses
 SLACK = 0.05  # how far outside the declared range arrays may lie, as a share of it
+IMAGENET = np.array([123.675, 116.28, 103.53])  # means of red, green and blue, on the scale 0..255
 NARROW = 0.02  # arrays that fill less than this share of the declared range are on another scale
 
 
@@ -105,6 +106,20 @@ def check_varied(watched: list[Seen], source: str, count: int, report: Report) -
             report.warn(f"input {seen.spec.name!r} is the same in all {count} samples of {source}")
     if count < FEW:
         report.warn(f"{source} holds only {count} sample(s): INT8 ranges and accuracy figures want some tens")
+
+
+def check_means(declared: Mapping[str, Preprocess], report: Report) -> None:
+    """Warn where ImageNet's means stand in the other order than the colours."""
+    for name, how in declared.items():
+        means = np.asarray(how.mean)
+        wanted = IMAGENET[::-1] if how.color == "BGR" else IMAGENET
+        if how.color == "GRAY" or means.shape != (3,) or np.allclose(means, wanted, atol=2.0):
+            continue
+        if np.allclose(means, wanted[::-1], atol=2.0):
+            report.warn(
+                f"the input {name!r} is declared as {how.color} with ImageNet's means in the order "
+                f"{'RGB' if how.color == 'BGR' else 'BGR'}: mean = {list(how.mean)}"
+            )
 
 
 def check_declared(inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess]) -> None:

@@ -31,7 +31,7 @@ from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status
 
 # The variants whose emulated self-tests take longest go first, so that no core waits for the last one.
 URGENCY = {Precision.FP16: 2, Precision.FP32: 1, Precision.INT8: 0}
-FIRST = 3  # what every variant waits for
+FIRST, LAST = 3, -1  # what every variant waits for; what nothing waits for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +160,14 @@ class Line:
         self.model = add("simplify", lambda m, s, r: steps.simplify(cache, m, s, r), self.imported, self.samples, ran)
         self.checked_import = add(
             "check the import", steps.check_import, self.imported, self.samples, self.reference, ran
+        )
+        # Only ever a warning: nothing waits for it, and where it fails, the steps that run the same model say why.
+        graph.add(
+            "try the other order of channels",
+            lambda m, s: steps.check_channel_order(plan, cache, m, s),
+            self.imported,
+            self.samples,
+            urgency=LAST,
         )
         self.golden = add(
             "golden samples",

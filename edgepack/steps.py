@@ -20,6 +20,7 @@ from edgepack import artifact as artifacts
 from edgepack import (
     bundle,
     calibration,
+    channel_order,
     converter,
     emulator,
     harness,
@@ -168,6 +169,7 @@ def _samples(plan: BuildPlan, cache: Cache, model: Model, sources: Mapping[str, 
 def _write_samples(plan: BuildPlan, model: Model, sources: Mapping[str, calibration.Source], out: Path) -> None:
     folders = {"samples": out / "verify", "calibration": out / ("calibration" if "samples" in sources else "all")}
     report = lint.Report()
+    lint.check_means(plan.preprocess, report)
     counts, prints = {}, {}
     for kind, source in sources.items():
         declared = dict(plan.preprocess)
@@ -223,6 +225,46 @@ def _check_disjoint(
 
 def _namer(source: calibration.Source) -> likeness.Namer:
     return functools.partial(calibration.sample_name, source, limit=CALIBRATION_LIMIT)
+
+
+def check_channel_order(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> None:
+    """Say so when a classifier is clearly surer of the user's samples with red and blue exchanged."""
+    place = None if samples.synthetic else channel_order.picture(model, plan.preprocess)
+    if place is None:
+        return
+    data = samples.calibration
+    folder, digest = (samples.verify, samples.verify_digest) if data is None else (data.path, data.digest)
+    spec = model.inputs[place[0]]
+    how = lint.declared_for(spec, model.inputs, plan.preprocess)
+    step = Step(
+        name="channel order",
+        version="1",
+        title="try the samples with red and blue exchanged",
+        inputs={"model": model.digest, "samples": digest},
+        params={
+            "code": plugins.module_digest(channel_order.__name__),
+            "tool": converter.digest("run_onnxruntime"),
+            "preprocess": how and asdict(how),
+        },
+    )
+
+    def make(out: Path) -> None:
+        inputs, outputs = out / "inputs", out / "outputs"
+        inputs.mkdir()
+        outputs.mkdir()
+        found = None
+        count = channel_order.both_orders(folder, model, place, plan.preprocess, inputs)
+        if count:
+            _run_onnx(model, inputs, outputs)
+            found = channel_order.judge(np.load(outputs / "0.npy", allow_pickle=False), count)
+        _remove(inputs)
+        _remove(outputs)
+        (out / "facts.json").write_text(json.dumps({"count": count, "confidence": found}))
+
+    facts = json.loads((cache.output(step, make).path / "facts.json").read_text())
+    if facts["confidence"] is not None:
+        label = str(plan.calibration or plan.samples)
+        log.warn(channel_order.sentence(label, spec, how, facts["count"], *facts["confidence"]))
 
 
 def _remove(folder: Path) -> None:
