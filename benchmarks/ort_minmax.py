@@ -8,8 +8,11 @@ Runs under the environment of ``converters/quantize_onnx.py``. Samples are read 
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "edgepack" / "converters"))
+
 import numpy as np
 import onnx
+from activations import rows
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
 
@@ -18,8 +21,7 @@ class Reader(CalibrationDataReader):
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.name = onnx.load(model).graph.input[0].name
-        mapped = np.load(folder / "0.npy", mmap_mode="r")
-        self.rows = (np.array(mapped[index]) for index in range(len(mapped)))
+        self.rows = rows(folder / "0.npy")
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next sample, or None at the end."""
