@@ -12,12 +12,14 @@ import numpy.typing as npt
 
 from edgepack import log, preprocess
 from edgepack.errors import CalibrationError
-from edgepack.types import Preprocess, TensorSpec
+from edgepack.types import DEFAULT_INT8, Model, Preprocess, TensorSpec
 
 Array = npt.NDArray[Any]
 ANY_INPUT = "*"
 FEW = 16  # below this many samples INT8 ranges and figures of accuracy are guesses
 SLACK = 0.05  # how far outside the declared range arrays may lie, as a share of it
+ENGINE_MB = 80  # an interpreter with an engine: 70 to 75 MB were measured
+WEIGHTS = 6  # times the weights: what the leanest engine took on EfficientNet-Lite0
 IMAGENET = np.array([123.675, 116.28, 103.53])  # means of red, green and blue, on the scale 0..255
 NARROW = 0.02  # arrays that fill less than this share of the declared range are on another scale
 
@@ -106,6 +108,20 @@ def check_varied(watched: list[Seen], source: str, count: int, report: Report) -
             report.warn(f"input {seen.spec.name!r} is the same in all {count} samples of {source}")
     if count < FEW:
         report.warn(f"{source} holds only {count} sample(s): INT8 ranges and accuracy figures want some tens")
+
+
+def check_memory(model: Model, memory_mb: int) -> None:
+    """Refuse a bound of INT8's memory below what one sample needs. The default gives way to a large model."""
+    tensors = (*model.inputs, *model.outputs)
+    sample = sum(int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize for spec in tensors)
+    needed = ENGINE_MB + ((WEIGHTS * model.path.stat().st_size + 4 * sample) >> 20)
+    if memory_mb < needed and memory_mb != DEFAULT_INT8.memory_mb:
+        raise CalibrationError(
+            f"--memory {memory_mb} is too little: INT8 of this model needs at least {needed} MB for one sample at a "
+            f"time ({ENGINE_MB} MB for an engine, the rest for weights and activations).",
+            f"Give --memory {needed} or more, or leave it out.",
+            id="EP325",
+        )
 
 
 def check_means(declared: Mapping[str, Preprocess], report: Report) -> None:

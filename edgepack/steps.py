@@ -6,7 +6,6 @@ receive can't make the cache lie.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Mapping
@@ -19,23 +18,22 @@ import numpy as np
 from edgepack import artifact as artifacts
 from edgepack import (
     bundle,
-    calibration,
     channel_order,
     converter,
     emulator,
     harness,
-    iterables,
-    likeness,
     lint,
     log,
     plugins,
     verify,
 )
-from edgepack import preprocess as preprocessing
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_text, tree_digests
 from edgepack.errors import ModelError, ToolFailed, Unsupported, VariantError
 from edgepack.interfaces import Engine
 from edgepack.plan import BuildPlan
+from edgepack.sampling import Samples as Samples
+from edgepack.sampling import gather_samples as gather_samples
+from edgepack.sampling import remove_folder
 from edgepack.types import (
     DEFAULT_INT8,
     Artifact,
@@ -52,23 +50,10 @@ from edgepack.types import (
     Variant,
 )
 
-VERIFY_SAMPLES = 16
-CALIBRATION_LIMIT = 512
 GOLDEN_SAMPLES = 1
 SIMPLIFY_GROWTH = 1.10
 SIMPLIFY_BOUND = Bound(cosine=0.999999, sqnr_db=70.0)
 IMPORT_BOUND = Bound(cosine=0.9999, sqnr_db=40.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Arrays of one build: verification (always) and calibration (when data were given)."""
-
-    verify: Path
-    verify_digest: str
-    verify_count: int
-    synthetic: bool
-    calibration: Calibration | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,120 +98,6 @@ def read_model(entry: Entry) -> Model:
     )
 
 
-def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
-    """User's data -> tensor folders for calibration and for verification, which are disjoint when data suffice.
-
-    A function is run in every build: what it reads can't be known, so its samples are compared, not its code.
-    """
-    given = {"calibration": plan.calibration, "samples": plan.samples}
-    with contextlib.ExitStack() as stack:
-        sources = {kind: _source(plan, cache, model, path, stack) for kind, path in given.items() if path is not None}
-        return _samples(plan, cache, model, sources)
-
-
-def _source(plan: BuildPlan, cache: Cache, model: Model, path: Path, stack: contextlib.ExitStack) -> calibration.Source:
-    name = str(path)
-    if not iterables.is_function(name):
-        return calibration.Source(path=path)
-    folder = stack.enter_context(cache.scratch(f"samples of {name}")) / "given"
-    folder.mkdir()
-    iterables.collect(name, model.inputs, plan.options, folder, limit=CALIBRATION_LIMIT)
-    return calibration.Source(path=folder, function=name)
-
-
-def _samples(plan: BuildPlan, cache: Cache, model: Model, sources: Mapping[str, calibration.Source]) -> Samples:
-    step = Step(
-        name="samples",
-        version="2",
-        title="prepare samples",
-        inputs={kind: source.digest() for kind, source in sources.items()},
-        params={
-            "code": [plugins.module_digest(module.__name__) for module in (calibration, preprocessing, lint, likeness)],
-            "inputs": [asdict(spec) for spec in model.inputs],
-            "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
-            "limit": CALIBRATION_LIMIT,
-            "verify": VERIFY_SAMPLES,
-        },
-    )
-    entry = cache.output(step, lambda out: _write_samples(plan, model, sources, out))
-    facts = json.loads((entry.path / "facts.json").read_text())
-    if entry.reused:
-        lint.say_again(facts["said"])
-    verify_folder, calib_folder = entry.path / "verify", entry.path / "calibration"
-    return Samples(
-        verify=verify_folder,
-        verify_digest=digest_of(tree_digests(verify_folder)),
-        verify_count=facts["verify"],
-        synthetic=facts["synthetic"],
-        calibration=Calibration(
-            path=calib_folder, digest=digest_of(tree_digests(calib_folder)), count=facts["calibration"]
-        )
-        if "calibration" in sources
-        else None,
-    )
-
-
-def _write_samples(plan: BuildPlan, model: Model, sources: Mapping[str, calibration.Source], out: Path) -> None:
-    folders = {"samples": out / "verify", "calibration": out / ("calibration" if "samples" in sources else "all")}
-    report = lint.Report()
-    lint.check_means(plan.preprocess, report)
-    counts, prints = {}, {}
-    for kind, source in sources.items():
-        declared = dict(plan.preprocess)
-        counts[kind] = calibration.gather(source, model.inputs, declared, folders[kind], CALIBRATION_LIMIT, report)
-        prints[kind] = likeness.fingerprints(folders[kind], model.inputs)
-        likeness.check_distinct(prints[kind], source.label, _namer(source), report)
-    facts: dict[str, Any] = {"synthetic": not sources, "calibration": counts.get("calibration", 0)}
-    if "samples" in sources:
-        facts["verify"] = counts["samples"]
-    elif "calibration" in sources:
-        used, held = calibration.split(
-            folders["calibration"], counts["calibration"], out / "calibration", out / "verify", verify=VERIFY_SAMPLES
-        )
-        facts |= {"calibration": used, "verify": held}
-        _remove(folders["calibration"])
-    else:
-        calibration.synthetic(model.inputs, dict(plan.preprocess), out / "verify", count=VERIFY_SAMPLES)
-        facts["verify"] = VERIFY_SAMPLES
-    if "calibration" in sources:
-        _check_disjoint(sources, counts["calibration"], prints, report)
-    (out / "facts.json").write_text(json.dumps({**facts, "said": report.said}, sort_keys=True))
-
-
-def _check_disjoint(
-    sources: Mapping[str, calibration.Source],
-    count: int,
-    prints: Mapping[str, likeness.Fingerprints],
-    report: lint.Report,
-) -> None:
-    """Say which of the samples that INT8 is verified with were used for making it."""
-    source, every = sources["calibration"], prints["calibration"]
-    name = _namer(source)
-    if "samples" in sources:
-        other = sources["samples"]
-        what = f"samples of {other.label} are also in {source.label}"
-        likeness.check_disjoint(every, prints["samples"], what, (_namer(other), name), report)
-        return
-    used, held = calibration.parts(count, VERIFY_SAMPLES)
-    if used == held:
-        report.note(
-            f"{source.label} has {count} samples, fewer than {2 * VERIFY_SAMPLES}: INT8 is calibrated and verified on "
-            "the same ones, which flatters it (--samples gives others)"
-        )
-        return
-    likeness.check_disjoint(
-        every.chosen(used),
-        every.chosen(held),
-        f"samples of {source.label} that are held out for verification repeat one that is not",
-        (lambda index: name(held[index]), lambda index: name(used[index])),
-        report,
-    )
-
-
-def _namer(source: calibration.Source) -> likeness.Namer:
-    return functools.partial(calibration.sample_name, source, limit=CALIBRATION_LIMIT)
-
-
 def check_channel_order(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> None:
     """Say so when a classifier is clearly surer of the user's samples with red and blue exchanged."""
     place = None if samples.synthetic else channel_order.picture(model, plan.preprocess)
@@ -257,20 +128,14 @@ def check_channel_order(plan: BuildPlan, cache: Cache, model: Model, samples: Sa
         if count:
             _run_onnx(model, inputs, outputs)
             found = channel_order.judge(np.load(outputs / "0.npy", allow_pickle=False), count)
-        _remove(inputs)
-        _remove(outputs)
+        remove_folder(inputs)
+        remove_folder(outputs)
         (out / "facts.json").write_text(json.dumps({"count": count, "confidence": found}))
 
     facts = json.loads((cache.output(step, make).path / "facts.json").read_text())
     if facts["confidence"] is not None:
         label = str(plan.calibration or plan.samples)
         log.warn(channel_order.sentence(label, spec, how, facts["count"], *facts["confidence"]))
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
 
 
 def run_reference(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> Entry:
@@ -369,7 +234,7 @@ def _why_not_kept(graph_pass: Any, model: Model, samples: Samples, imported: Ent
     except (ToolFailed, VariantError, ValueError, FileNotFoundError) as error:
         return str(error)
     finally:
-        _remove(outputs)
+        remove_folder(outputs)
 
 
 def export(
@@ -441,7 +306,7 @@ def _check(engine: Engine, found: Artifact, model: Model, samples: Samples, refe
         metrics = verify.compare(model.outputs, reference.path, outputs)
     except ValueError as error:
         raise VariantError(f"{error}") from error
-    _remove(outputs)
+    remove_folder(outputs)
     content = {"metrics": [asdict(m) for m in metrics], "latency_ms": facts.get("latency_ms")}
     (out / "verify.json").write_text(json.dumps(content, sort_keys=True))
 
