@@ -38,10 +38,13 @@ class ArrayFile:
     dtype: np.dtype[Any]
     fortran: bool
     offset: int
+    called: str = ""
 
     @property
     def label(self) -> str:
         """How messages call it."""
+        if self.called:
+            return self.called
         return str(self.path) if self.member is None else f"{self.path} ({self.name!r})"
 
     def rows(self, chosen: Sequence[int]) -> Iterator[Array]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgepack import arrays
 from edgepack.types import Artifact, Binding, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -48,6 +49,17 @@ def to_engine(array: Array, binding: Binding) -> Array:
         scaled = np.rint(moved.astype(np.float32) / np.float32(binding.scale)) + binding.zero_point
         moved = np.clip(scaled, limits.min, limits.max)
     return np.ascontiguousarray(moved.astype(dtype)).reshape(binding.shape)
+
+
+def rewrite(source: Path, binding: Binding, target: Path) -> None:
+    """One file of a tensor folder in the source's layout -> one in the engine's.
+
+    One sample is in memory at a time: files are read and written plainly, since mapped ones would fill it with pages.
+    """
+    (array,) = arrays.open_arrays(source).values()
+    count = array.shape[0]
+    rows = (to_engine(row, binding) for row in array.rows(range(count)))
+    arrays.write_rows(target, binding.dtype, binding.shape, count, rows)
 
 
 def from_engine(array: Array, binding: Binding, spec: TensorSpec) -> Array:

@@ -103,6 +103,17 @@ class Cache:
                 with log.step(step.title or step.name):
                     return self._make(step, folder, make)
 
+    @contextmanager
+    def scratch(self, title: str) -> Iterator[Path]:
+        """An empty folder on the cache's disk for work that is never remembered, removed at the end."""
+        folder = self.root / "scratch" / uuid.uuid4().hex
+        with out_of_space(self.root), log.step(title):
+            folder.mkdir(parents=True)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _make(self, step: Step, folder: Path, make: Callable[[Path], None]) -> Entry:
         scratch = folder.parent / f".{step.key[:16]}-{uuid.uuid4().hex[:8]}"
         (scratch / "files").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Real inputs of the model, from a folder of pictures, an ``.npz`` or an ``.npy``, checked while they stream to disk.
+"""Real inputs of the model, from a folder of pictures, arrays or a function, checked while they stream to disk.
 
 The result is a tensor folder (see `edgepack.interfaces`): ``0.npy``, ``1.npy`` ... of shape [samples, *input shape].
 One sample at a time is in memory. Nothing here is random but `synthetic`, which is for verification only, never for
@@ -13,42 +13,80 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgepack import arrays, lint, log, preprocess
+from edgepack import arrays, lint, preprocess
 from edgepack import synthetic as made_up
 from edgepack.arrays import ArrayFile
 from edgepack.cache import sha256_file, sha256_text
 from edgepack.errors import CalibrationError, OutOfSpace
-from edgepack.lint import Seen, check_declared, check_varied, declared_for
+from edgepack.lint import Report, Seen, check_declared, check_varied, declared_for
 from edgepack.types import Preprocess, TensorSpec
 
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where samples come from: a folder of pictures, an array file, or the arrays that `function` gave, at `path`."""
+
+    path: Path
+    function: str = ""
+
+    @property
+    def label(self) -> str:
+        """What messages call it: the user's own words."""
+        return self.function or str(self.path)
+
+    def digest(self) -> str:
+        """SHA-256 over the names and bytes of the user's data: the part of a cache key that stands for them.
+
+        Files that `gather` would ignore don't count. Raises `CalibrationError` when a file can't be read.
+        """
+        if self.function:
+            return digest(self.path)
+        return from_source_digest(self.path)
+
+
 def gather(
-    source: Path,
+    source: Path | Source,
     inputs: tuple[TensorSpec, ...],
     preprocess: Mapping[str, Preprocess],
     out: Path,
     limit: int = 512,
+    report: Report | None = None,
 ) -> int:
     """Write at most `limit` samples of `source`, evenly spaced, as a tensor folder; returns how many.
 
     `source` is a folder of pictures (for a model with one image input; sub-folders are searched, order is by name), an
-    ``.npz`` with one array per input, or an ``.npy``. Arrays are [samples, *shape], or without the model's batch
-    axis where that is 1. Raises `CalibrationError` for data that can't be this model's inputs; `out` is then
-    incomplete.
+    ``.npz`` with one array per input, an ``.npy``, or what a function gave (`edgepack.iterables`). Arrays are
+    [samples, *shape], or without the model's batch axis where that is 1. What is odd but usable goes to `report`.
+    Raises `CalibrationError` for data that can't be this model's inputs; `out` is then incomplete.
     """
     check_declared(inputs, preprocess)
     out.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        return _gather_images(source, inputs, preprocess, out, limit)
-    return _gather_arrays(source, inputs, preprocess, out, limit)
+    data = source if isinstance(source, Source) else Source(path=source)
+    report = report or Report()
+    if data.function:
+        found = {spec.name: _given(data, index) for index, spec in enumerate(inputs)}
+        return _gather_arrays(data.label, found, inputs, preprocess, out, limit, report)
+    if data.path.is_dir():
+        return _gather_images(data.path, inputs, preprocess, out, limit, report)
+    return _gather_arrays(data.label, _open(data.path), inputs, preprocess, out, limit, report)
+
+
+def sample_name(source: Source, index: int, limit: int) -> str:
+    """What sample `index` of those that `gather` chose is called in messages."""
+    if source.function or not source.path.is_dir():
+        return f"sample {index}"
+    pictures, _ = _find_pictures(source.path)
+    chosen = _evenly(len(pictures), limit) if len(pictures) > limit else range(len(pictures))
+    return pictures[chosen[index]].relative_to(source.path).as_posix()
 
 
 def split(folder: Path, count: int, calib_out: Path, verify_out: Path, verify: int = 16) -> tuple[int, int]:
@@ -57,8 +95,7 @@ def split(folder: Path, count: int, calib_out: Path, verify_out: Path, verify: i
     With at least ``2 * verify`` samples, `verify` evenly spaced ones are held out and the two sets share none. With
     fewer, both get all of them.
     """
-    held = _evenly(count, verify) if count >= 2 * verify else list(range(count))
-    used = sorted(set(range(count)) - set(held)) if count >= 2 * verify else held
+    used, held = parts(count, verify)
     for target, chosen in ((calib_out, used), (verify_out, held)):
         target.mkdir(parents=True, exist_ok=True)
         for path in _tensor_files(folder):
@@ -69,6 +106,14 @@ def split(folder: Path, count: int, calib_out: Path, verify_out: Path, verify: i
             rows = (np.asarray(stored[index]) for index in chosen)
             arrays.write_rows(target / path.name, stored.dtype.str, stored.shape[1:], len(chosen), rows)
     return len(used), len(held)
+
+
+def parts(count: int, verify: int) -> tuple[list[int], list[int]]:
+    """The samples that `split` gives to calibration, and those that it gives to verification."""
+    if count < 2 * verify:
+        return list(range(count)), list(range(count))
+    held = _evenly(count, verify)
+    return sorted(set(range(count)) - set(held)), held
 
 
 def synthetic(inputs: tuple[TensorSpec, ...], preprocess: Mapping[str, Preprocess], out: Path, count: int = 16) -> None:
@@ -118,7 +163,12 @@ def code_digest() -> str:
 
 
 def _gather_images(
-    source: Path, inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess], out: Path, limit: int
+    source: Path,
+    inputs: tuple[TensorSpec, ...],
+    declared: Mapping[str, Preprocess],
+    out: Path,
+    limit: int,
+    report: Report,
 ) -> int:
     pictures, ignored = _find_pictures(source)
     if not pictures:
@@ -144,8 +194,8 @@ def _gather_images(
             id="EP323",
         )
     if ignored:
-        log.note(f"{len(ignored)} file(s) of {source} are no pictures and are ignored, such as {ignored[0].name}")
-    chosen = _choose(len(pictures), limit, source)
+        report.note(f"{len(ignored)} file(s) of {source} are no pictures and are ignored, such as {ignored[0].name}")
+    chosen = _choose(len(pictures), limit, source, report)
     _check_space(out, inputs, len(chosen))
 
     def row(index: int) -> Array:
@@ -155,9 +205,9 @@ def _gather_images(
         except CalibrationError as error:
             raise CalibrationError(f"{pictures[index]}: {error.message}", error.hint) from error
 
-    seen = Seen(spec, source)
+    seen = Seen(spec, str(source))
     arrays.write_rows(out / "0.npy", spec.dtype, spec.shape, len(chosen), seen.watch(_ahead(row, chosen)))
-    check_varied([seen], source, len(chosen))
+    check_varied([seen], str(source), len(chosen), report)
     return len(chosen)
 
 
@@ -213,16 +263,30 @@ def example(spec: TensorSpec) -> str:
 # --- arrays ---------------------------------------------------------------------------------------------------------
 
 
+def _open(path: Path) -> dict[str, ArrayFile]:
+    if path.suffix.lower() in preprocess.SUFFIXES:
+        raise CalibrationError(f"{path} is one picture.", "Give the folder that holds it and others.")
+    return arrays.open_arrays(path)
+
+
+def _given(source: Source, index: int) -> ArrayFile:
+    (array,) = arrays.open_arrays(source.path / f"{index}.npy").values()
+    return replace(array, called=f"What {source.function} gives")
+
+
 def _gather_arrays(
-    source: Path, inputs: tuple[TensorSpec, ...], declared: Mapping[str, Preprocess], out: Path, limit: int
+    source: str,
+    found: Mapping[str, ArrayFile],
+    inputs: tuple[TensorSpec, ...],
+    declared: Mapping[str, Preprocess],
+    out: Path,
+    limit: int,
+    report: Report,
 ) -> int:
-    if source.suffix.lower() in preprocess.SUFFIXES:
-        raise CalibrationError(f"{source} is one picture.", "Give the folder that holds it and others.")
-    found = arrays.open_arrays(source)
     matched = [_match(spec, inputs, found, source) for spec in inputs]
-    extra = sorted(set(found) - {array.name for array in matched})
+    extra = sorted(name for name, array in found.items() if array not in matched)
     if extra:
-        log.note(f"{source} also holds {', '.join(map(repr, extra))}, which the model has no input for; ignored")
+        report.note(f"{source} also holds {', '.join(map(repr, extra))}, which the model has no input for; ignored")
     counts = [_samples_in(array, spec) for array, spec in zip(matched, inputs, strict=True)]
     if len(set(counts)) > 1:
         listed = ", ".join(f"{spec.name!r} has {count}" for spec, count in zip(inputs, counts, strict=True))
@@ -232,7 +296,7 @@ def _gather_arrays(
         )
     if counts[0] == 0:
         raise CalibrationError(f"{source} holds 0 samples.", "Give some tens of real inputs.", id="EP321")
-    chosen = _choose(counts[0], limit, source)
+    chosen = _choose(counts[0], limit, source, report)
     _check_space(out, inputs, len(chosen))
     watched = []
     for index, (spec, array) in enumerate(zip(inputs, matched, strict=True)):
@@ -240,13 +304,13 @@ def _gather_arrays(
         seen = Seen(spec, source)
         rows = (_convert(row, spec, array) for row in array.rows(chosen))
         arrays.write_rows(out / f"{index}.npy", spec.dtype, spec.shape, len(chosen), seen.watch(rows))
-        seen.check_range(declared_for(spec, inputs, declared))
+        seen.check_range(declared_for(spec, inputs, declared), report)
         watched.append(seen)
-    check_varied(watched, source, len(chosen))
+    check_varied(watched, source, len(chosen), report)
     return len(chosen)
 
 
-def _match(spec: TensorSpec, inputs: tuple[TensorSpec, ...], found: Mapping[str, ArrayFile], source: Path) -> ArrayFile:
+def _match(spec: TensorSpec, inputs: tuple[TensorSpec, ...], found: Mapping[str, ArrayFile], source: str) -> ArrayFile:
     if spec.name in found:
         return found[spec.name]
     if len(inputs) == 1 and set(found) == {"arr_0"}:
@@ -335,9 +399,9 @@ def _check_space(out: Path, inputs: tuple[TensorSpec, ...], count: int) -> None:
         )
 
 
-def _choose(available: int, limit: int, source: Path) -> list[int]:
+def _choose(available: int, limit: int, source: Path | str, report: Report) -> list[int]:
     if available > limit:
-        log.note(f"{limit} of the {available} samples of {source} are used, evenly spaced")
+        report.note(f"{limit} of the {available} samples of {source} are used, evenly spaced")
         return _evenly(available, limit)
     return list(range(available))
 

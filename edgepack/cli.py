@@ -42,10 +42,19 @@ def model_options(command: F) -> F:
     for option in reversed(
         (
             click.option("--target", "-t", required=True, metavar="NAME|FILE.toml", help="Device profile."),
-            click.option("--calib", type=click.Path(path_type=Path), help="Real inputs for INT8: images or .npz."),
-            click.option("--samples", type=click.Path(path_type=Path), help="Real inputs to verify with."),
+            click.option(
+                "--calib", type=click.Path(path_type=Path), metavar="DIR|NPZ|MODULE:FUNCTION",
+                help="Real inputs for INT8: a folder of images, an .npz or .npy, or a Python function.",
+            ),
+            click.option(
+                "--samples", type=click.Path(path_type=Path), metavar="DIR|NPZ|MODULE:FUNCTION",
+                help="Real inputs to verify with.",
+            ),
             click.option("--input", "inputs", multiple=True, metavar="NAME=1x3x224x224", help="Shape of an input."),
-            click.option("--preprocess", type=click.Path(path_type=Path), help="How images become inputs (TOML)."),
+            click.option(
+                "--preprocess", type=click.Path(path_type=Path),
+                help="How images become inputs (TOML); default: edgepack.toml beside the model.",
+            ),
             click.option("--engine", "engines", multiple=True, help="Only this engine (repeatable)."),
             click.option(
                 "--precision", "precisions", multiple=True, type=click.Choice(["fp32", "fp16", "int8"]),
@@ -54,6 +63,10 @@ def model_options(command: F) -> F:
             click.option(
                 "--effort", type=click.Choice(["fast", "normal", "high"]), default="normal", show_default=True,
                 help="How much time INT8 may take to get closer to the source.",
+            ),
+            click.option(
+                "--memory", type=click.IntRange(1), metavar="MB", default=400, show_default=True,
+                help="Memory that INT8's calibration may take.",
             ),
             click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory."),
             click.option("--python", type=click.Path(path_type=Path), help="Interpreter that has the model's code."),
@@ -267,6 +280,7 @@ def _plan(
     preprocess: Path | None,
     precisions: tuple[str, ...],
     effort: str,
+    memory: int,
     **rest: Any,
 ) -> BuildPlan:
     from edgepack import config
@@ -280,9 +294,9 @@ def _plan(
         shapes={name: shape for name, shape, _ in parsed},
         dtypes={name: dtype for name, _, dtype in parsed if dtype},
         calibration=calib,
-        preprocess=config.load_preprocess(preprocess) if preprocess else None,
+        preprocess=config.load_preprocess(preprocess) if preprocess else config.beside(model),
         precisions=tuple(Precision(p) for p in precisions),
-        int8=Int8Options(effort=effort),  # type: ignore[arg-type]
+        int8=Int8Options(effort=effort, memory_mb=memory),  # type: ignore[arg-type]
         **rest,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepack import this_machine
+from edgepack import log, this_machine
 from edgepack.errors import ConfigError, UsageError
 from edgepack.resources import data
 from edgepack.strict_toml import Document, near, read
@@ -70,6 +70,7 @@ PREPROCESS_CHOICES = {
     "method": ("bilinear", "nearest"),
     "pad_place": ("center", "top_left"),
 }
+PROJECT = "edgepack.toml"
 LARGEST_SIDE = 1 << 16
 LARGEST_NUMBER = 1e30  # of mean and std, and 1 / of std: what float32 holds with room to spare
 
@@ -107,6 +108,19 @@ def load_preprocess(path: Path) -> dict[str, Preprocess]:
     if not found:
         raise ConfigError(f"{path} declares no input.", 'Write a table [input."NAME"], see docs/preprocess.md.')
     return found
+
+
+def beside(source: str, folder: Path | None = None) -> dict[str, Preprocess] | None:
+    """The inputs that an ``edgepack.toml`` beside the model declares; None where there is no such file.
+
+    For ``package.module:factory`` it is the one in `folder`, by default the current one. Raises like `load_preprocess`.
+    """
+    model = Path(source)
+    path = (model.parent if model.is_file() else folder or Path()) / PROJECT
+    if not path.is_file():
+        return None
+    log.note(f"inputs are declared in {path}")
+    return load_preprocess(path)
 
 
 # --- targets --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from edgepack.errors import ToolFailed, ToolMissing
 
 FOLDER = Path(__file__).parent / "converters"
 SECONDS = 1800.0
+# What Python, C++, the dynamic loader and the C library say when there is no more memory.
+NO_MEMORY = ("MemoryError", "bad_alloc", "failed to map segment", "annot allocate memory")
 _preparing: dict[str, threading.Lock] = {}
 _guard = threading.Lock()
 
@@ -68,7 +70,7 @@ def convert(
         raise _failed(script, f"was killed after its time limit of {error.seconds:.0f} s", scratch) from None
     if done.returncode != 0:
         reason = _last_words(done.stderr) or process.describe_exit(done.returncode)
-        if "MemoryError" in done.stderr or "bad_alloc" in done.stderr:
+        if any(sign in done.stderr for sign in NO_MEMORY):
             reason = f"ran out of its memory limit of {_memory_limit() >> 20} MiB ({reason})"
         elif done.returncode < 0:
             reason = f"crashed with {process.describe_exit(done.returncode)}: {reason}"

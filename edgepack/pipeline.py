@@ -9,12 +9,13 @@ never stops the others.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status
 # Exports before self-tests, and of those the longest first: what is left for the end is short, so that no core waits.
 URGENCY = {Precision.FP16: 2, Precision.FP32: 1, Precision.INT8: 0}
 EXPORT = 2
-FIRST = 3  # what every variant waits for
+FIRST, LAST = 3, -1  # what every variant waits for; what nothing waits for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,12 @@ class DryCache(Cache):
             raise WouldRun(step.title)
         return found
 
+    @contextlib.contextmanager
+    def scratch(self, title: str) -> Iterator[Path]:
+        """Raises `WouldRun`: this work is done in every build."""
+        raise WouldRun(title)
+        yield
+
 
 def dry_run(plan: BuildPlan, root: Path) -> list[tuple[str, str]]:
     """The steps of a build and whether each is cached, would run, or fails already; changes nothing."""
@@ -141,7 +148,7 @@ class Line:
         self.seconds: dict[Variant, float] = {}
         add = functools.partial(graph.add, urgency=FIRST)
         self.imported = add("import", lambda: steps.import_model(plan, cache))
-        self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m.inputs), self.imported)
+        self.samples = add("samples", lambda m: steps.samples_of(plan, cache, m), self.imported)
         self.reference = add(
             "reference", lambda m, s: steps.run_reference(plan, cache, m, s), self.imported, self.samples
         )
@@ -154,6 +161,14 @@ class Line:
         self.model = add("simplify", lambda m, s, r: steps.simplify(cache, m, s, r), self.imported, self.samples, ran)
         self.checked_import = add(
             "check the import", steps.check_import, self.imported, self.samples, self.reference, ran
+        )
+        # Only ever a warning: nothing waits for it, and where it fails, the steps that run the same model say why.
+        graph.add(
+            "try the other order of channels",
+            lambda m, s: steps.check_channel_order(plan, cache, m, s),
+            self.imported,
+            self.samples,
+            urgency=LAST,
         )
         self.golden = add(
             "golden samples",

@@ -75,8 +75,9 @@ def make_plan(
     """
     importer = find_importer(source)
     for what, path in (("--calib", calibration), ("--samples", samples), ("--weights", weights)):
-        if path is not None and not path.exists():
-            raise UsageError(f"{what} {path} doesn't exist.", "Check the path.", id="EP204")
+        if path is not None and not path.exists() and (what == "--weights" or not looks_like_factory(str(path))):
+            hint = "Check the path." if what == "--weights" else "Check the path, or give package.module:function."
+            raise UsageError(f"{what} {path} doesn't exist.", hint, id="EP204")
     variants, refused = choose_variants(target, engines, precisions, has_data=calibration is not None)
     if not variants and any(outcome.reason == NEEDS_DATA for outcome in refused):
         raise CalibrationError(f"{NEEDS_DATA}.", NEEDS_DATA_HINT, id="EP321")

@@ -17,12 +17,25 @@ from typing import Any
 import numpy as np
 
 from edgepack import artifact as artifacts
-from edgepack import bundle, calibration, converter, emulator, harness, lint, log, plugins, verify
-from edgepack import preprocess as preprocessing
+from edgepack import (
+    bundle,
+    channel_order,
+    converter,
+    emulator,
+    harness,
+    iterables,
+    lint,
+    log,
+    plugins,
+    verify,
+)
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_text, tree_digests
 from edgepack.errors import EdgepackError, ModelError, ToolFailed, Unsupported, VariantError
 from edgepack.interfaces import Engine
 from edgepack.plan import BuildPlan
+from edgepack.sampling import Samples as Samples
+from edgepack.sampling import gather_samples, remove_folder
+from edgepack.sampling import samples_of as samples_of
 from edgepack.types import (
     DEFAULT_INT8,
     Artifact,
@@ -40,23 +53,10 @@ from edgepack.types import (
     Variant,
 )
 
-VERIFY_SAMPLES = 16
-CALIBRATION_LIMIT = 512
 GOLDEN_SAMPLES = 1
 SIMPLIFY_GROWTH = 1.10
 SIMPLIFY_BOUND = Bound(cosine=0.999999, sqnr_db=70.0)
 IMPORT_BOUND = Bound(cosine=0.9999, sqnr_db=40.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Arrays of one build: verification (always) and calibration (when data were given)."""
-
-    verify: Path
-    verify_digest: str
-    verify_count: int
-    synthetic: bool
-    calibration: Calibration | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,11 @@ def _early_samples(plan: BuildPlan, cache: Cache) -> tuple[tuple[TensorSpec, ...
     """The model's inputs and its samples, where an importer wants them before the model is there."""
     if not hasattr(plan.importer, "to_onnx_and_reference"):
         return None
+    if any(iterables.is_function(path) for path in (plan.calibration, plan.samples) if path is not None):
+        return None  # the user's code is run once in a build
     inputs = plan.importer.known_inputs(plan.source, plan.shapes, plan.options)
     try:
-        return (inputs, gather_samples(plan, cache, inputs)) if inputs else None
+        return (inputs, gather_samples(plan, cache, inputs, quiet=True)) if inputs else None
     except EdgepackError:  # said again, with the model's own inputs, after what may be wrong with the model
         return None
 
@@ -136,64 +138,44 @@ def _model(folder: Path, digest: str) -> Model:
     )
 
 
-def gather_samples(plan: BuildPlan, cache: Cache, inputs: tuple[TensorSpec, ...]) -> Samples:
-    """User's data -> tensor folders for calibration and for verification, which are disjoint when data suffice."""
-    sources = {"calibration": plan.calibration, "samples": plan.samples}
+def check_channel_order(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> None:
+    """Say so when a classifier is clearly surer of the user's samples with red and blue exchanged."""
+    place = None if samples.synthetic else channel_order.picture(model, plan.preprocess)
+    if place is None:
+        return
+    data = samples.calibration
+    folder, digest = (samples.verify, samples.verify_digest) if data is None else (data.path, data.digest)
+    spec = model.inputs[place[0]]
+    how = lint.declared_for(spec, model.inputs, plan.preprocess)
     step = Step(
-        name="samples",
+        name="channel order",
         version="1",
-        title="prepare samples",
-        inputs={k: calibration.from_source_digest(path) for k, path in sources.items() if path is not None},
+        title="try the samples with red and blue exchanged",
+        inputs={"model": model.digest, "samples": digest},
         params={
-            "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocessing.__name__)],
-            "inputs": [asdict(spec) for spec in inputs],
-            "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
-            "limit": CALIBRATION_LIMIT,
-            "verify": VERIFY_SAMPLES,
+            "code": plugins.module_digest(channel_order.__name__),
+            "tool": converter.digest("run_onnxruntime"),
+            "preprocess": how and asdict(how),
         },
     )
-    entry = cache.output(step, lambda out: _write_samples(plan, inputs, out))
-    facts = json.loads((entry.path / "facts.json").read_text())
-    verify_folder, calib_folder = entry.path / "verify", entry.path / "calibration"
-    return Samples(
-        verify=verify_folder,
-        verify_digest=digest_of(tree_digests(verify_folder)),
-        verify_count=facts["verify"],
-        synthetic=facts["synthetic"],
-        calibration=Calibration(
-            path=calib_folder, digest=digest_of(tree_digests(calib_folder)), count=facts["calibration"]
-        )
-        if plan.calibration is not None
-        else None,
-    )
 
+    def make(out: Path) -> None:
+        inputs, outputs = out / "inputs", out / "outputs"
+        inputs.mkdir()
+        outputs.mkdir()
+        found = None
+        count = channel_order.both_orders(folder, model, place, plan.preprocess, inputs)
+        if count:
+            _run_onnx(model, inputs, outputs)
+            found = channel_order.judge(np.load(outputs / "0.npy", allow_pickle=False), count)
+        remove_folder(inputs)
+        remove_folder(outputs)
+        (out / "facts.json").write_text(json.dumps({"count": count, "confidence": found}))
 
-def _write_samples(plan: BuildPlan, inputs: tuple[TensorSpec, ...], out: Path) -> None:
-    verify_folder, calib_folder, gathered = out / "verify", out / "calibration", out / "all"
-    facts: dict[str, Any] = {"synthetic": False, "calibration": 0}
-    if plan.samples is not None:
-        gathered_count = calibration.gather(
-            plan.samples, inputs, dict(plan.preprocess), verify_folder, limit=CALIBRATION_LIMIT
-        )
-        facts["verify"] = gathered_count
-    if plan.calibration is not None:
-        target = calib_folder if plan.samples is not None else gathered
-        count = calibration.gather(plan.calibration, inputs, dict(plan.preprocess), target, limit=CALIBRATION_LIMIT)
-        facts["calibration"] = count
-        if plan.samples is None:
-            used, held = calibration.split(gathered, count, calib_folder, verify_folder, verify=VERIFY_SAMPLES)
-            facts |= {"calibration": used, "verify": held}
-            _remove(gathered)
-    if plan.calibration is None and plan.samples is None:
-        calibration.synthetic(inputs, dict(plan.preprocess), verify_folder, count=VERIFY_SAMPLES)
-        facts |= {"verify": VERIFY_SAMPLES, "synthetic": True}
-    (out / "facts.json").write_text(json.dumps(facts, sort_keys=True))
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    facts = json.loads((cache.output(step, make).path / "facts.json").read_text())
+    if facts["confidence"] is not None:
+        label = str(plan.calibration or plan.samples)
+        log.warn(channel_order.sentence(label, spec, how, facts["count"], *facts["confidence"]))
 
 
 def run_reference(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> Entry:
@@ -297,7 +279,7 @@ def _why_not_kept(graph_pass: Any, model: Model, samples: Samples, imported: Ent
     except (ToolFailed, VariantError, ValueError, FileNotFoundError) as error:
         return str(error)
     finally:
-        _remove(outputs)
+        remove_folder(outputs)
 
 
 def export(
@@ -369,7 +351,7 @@ def _check(engine: Engine, found: Artifact, model: Model, samples: Samples, refe
         metrics = verify.compare(model.outputs, reference.path, outputs)
     except ValueError as error:
         raise VariantError(f"{error}") from error
-    _remove(outputs)
+    remove_folder(outputs)
     content = {"metrics": [asdict(m) for m in metrics], "latency_ms": facts.get("latency_ms")}
     (out / "verify.json").write_text(json.dumps(content, sort_keys=True))
 

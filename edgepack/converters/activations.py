@@ -25,6 +25,12 @@ def rows(path: Path) -> Iterator[np.ndarray]:
             yield np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
 
 
+def room(wanted: list[list[np.ndarray]], most: int, memory_mb: int) -> bool:
+    """Whether the outputs of one more sample may be kept: at most `most` samples, and a quarter of the memory."""
+    size = sum(value.nbytes for value in wanted[0]) if wanted else 0
+    return not wanted or (len(wanted) < most and (len(wanted) + 1) * size <= memory_mb << 18)
+
+
 class Seen:
     """What calibration saw of one tensor: counts of values in equal bins over [-limit, limit), and channel means.
 

@@ -60,7 +60,7 @@ from ai_edge_quantizer.transformations import transformation_utils
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-from activations import Seen, rows
+from activations import Seen, room, rows
 
 RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
 JUDGED = 32  # calibration samples that decide between them
@@ -344,7 +344,7 @@ def calibrate(request: dict) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
                 histogram.add(interpreter.get_tensor(index))
             except ValueError:  # a temporary without content
                 del watched[name]
-        if len(wanted) < JUDGED:
+        if room(wanted, JUDGED, request["int8"]["memory_mb"]):
             wanted.append([interpreter.get_tensor(index) for index in outputs])
     return {name: histogram for name, (_, histogram) in watched.items()}, wanted
 

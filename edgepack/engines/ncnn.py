@@ -22,6 +22,7 @@ from edgepack import artifact as artifacts
 from edgepack import converter
 from edgepack.errors import ToolFailed, Unsupported, VariantError
 from edgepack.ncnn_source import BATCH, WINOGRAD
+from edgepack.quantizers.static import require_samples
 from edgepack.types import (
     DEFAULT_INT8,
     Artifact,
@@ -156,7 +157,7 @@ class Ncnn:
         }
         with _workspace(out) as (samples, _):
             if precision is Precision.INT8:
-                assert calibration is not None
+                calibration = require_samples(calibration, model)
                 for index, binding in enumerate(base.inputs):
                     _rewrite(calibration.path, samples, index, binding)
                 inputs = [binding.name for binding in base.inputs]
@@ -340,12 +341,8 @@ def _workspace(out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _rewrite(source: Path, target: Path, index: int, binding: Binding) -> None:
-    """One input of a tensor folder in ncnn's shape and dtype, sample by sample."""
-    arrays = np.load(source / f"{index}.npy", mmap_mode="r")
-    kept = _create(target / f"{index}.npy", binding.dtype, (len(arrays), *binding.shape))
-    for sample, array in enumerate(arrays):
-        kept[sample] = artifacts.to_engine(array, binding)
-    kept.flush()
+    """One input of a tensor folder in ncnn's shape and dtype."""
+    artifacts.rewrite(source / f"{index}.npy", binding, target / f"{index}.npy")
 
 
 def _create(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:

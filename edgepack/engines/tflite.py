@@ -139,15 +139,9 @@ class TFLite:
 
 
 def to_engine(folder: Path, bindings: Sequence[Binding], out: Path) -> None:
-    """A tensor folder in the source's layout -> one in the engine's, sample by sample."""
+    """A tensor folder in the source's layout -> one in the engine's."""
     for index, binding in enumerate(bindings):
-        values = np.load(folder / f"{index}.npy", mmap_mode="r", allow_pickle=False)
-        target = np.lib.format.open_memmap(
-            out / f"{index}.npy", "w+", np.dtype(binding.dtype), (len(values), *binding.shape)
-        )
-        for row, value in zip(target, values, strict=True):
-            row[...] = artifacts.to_engine(value, binding)
-        target.flush()
+        artifacts.rewrite(folder / f"{index}.npy", binding, out / f"{index}.npy")
 
 
 def _binding(tensor: dict[str, Any]) -> Binding:

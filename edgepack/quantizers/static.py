@@ -47,7 +47,7 @@ def require_samples(calibration: Calibration | None, model: Model) -> Calibratio
     Raises `CalibrationError` without data (INT8 is never calibrated on noise) and `Unsupported` where no operator
     has weights.
     """
-    if calibration is None:
+    if calibration is None or not calibration.count:
         raise CalibrationError(
             "INT8 needs real samples to measure the ranges of activations, and there are none.",
             "Give a folder of pictures or an .npz with --calib.",

@@ -333,3 +333,19 @@ def test_gray_takes_one_mean(tmp_path: Path) -> None:
 def test_a_file_without_a_declaration_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"preprocess\.toml"):
         declared(tmp_path, text)
+
+
+def test_an_edgepack_toml_beside_the_model_declares_its_inputs(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "net.onnx"
+    model.parent.mkdir()
+    model.write_bytes(b"")
+    assert config.beside(str(model)) is None
+
+    (model.parent / "edgepack.toml").write_text('[input."x"]\nstd = 255\n')
+    assert config.beside(str(model))["x"].std == (255.0,)
+    assert config.beside("package.module:factory", tmp_path) is None
+    assert config.beside("package.module:factory", model.parent)["x"].std == (255.0,)
+
+    (model.parent / "edgepack.toml").write_text("[inputs]\n")
+    with pytest.raises(ConfigError, match=r"edgepack.toml:1: unknown key 'inputs'"):
+        config.beside(str(model))
