@@ -55,6 +55,16 @@ def model_options(command: F) -> F:
                 "--effort", type=click.Choice(["fast", "normal", "high"]), default="normal", show_default=True,
                 help="How much time INT8 may take to get closer to the source.",
             ),
+            click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: pictures or .npz."),
+            click.option("--metric", metavar="top1|cosine|sqnr|module:function", help="What is measured on --data."),
+            click.option("--max-drop", type=click.FloatRange(0.0), help="How far below the float model's score."),
+            click.option("--min-sqnr", type=float, metavar="DB", help="The least SQNR on --data, in dB."),
+            click.option("--repair/--no-repair", default=True, help="Leave layers in float where INT8 misses."),
+            click.option(
+                "--max-float-macs", type=click.FloatRange(0.0, 100.0), default=5.0, metavar="PERCENT",
+                show_default=True,
+                help="How much of the work a repair may leave in float.",
+            ),
             click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory."),
             click.option("--python", type=click.Path(path_type=Path), help="Interpreter that has the model's code."),
             click.option("--name", help="Name of the bundle; default: from the model's file name."),
@@ -267,13 +277,28 @@ def _plan(
     preprocess: Path | None,
     precisions: tuple[str, ...],
     effort: str,
+    data: Path | None,
+    metric: str | None,
+    max_drop: float | None,
+    min_sqnr: float | None,
+    repair: bool,
+    max_float_macs: float,
     **rest: Any,
 ) -> BuildPlan:
-    from edgepack import config
+    from edgepack import config, evaluation
     from edgepack.plan import make_plan, parse_input
-    from edgepack.types import Int8Options, Precision
+    from edgepack.types import GateSpec, Int8Options, Precision
 
     parsed = [parse_input(text) for text in inputs]
+    gate = GateSpec(
+        metric=metric or ("sqnr" if min_sqnr is not None else "top1" if max_drop is not None else ""),
+        max_drop=max_drop,
+        min_sqnr=min_sqnr,
+        data=data,
+        repair=repair,
+        max_float_macs=max_float_macs,
+    )
+    evaluation.check_spec(gate)
     return make_plan(
         model,
         config.load_target(target),
@@ -283,6 +308,7 @@ def _plan(
         preprocess=config.load_preprocess(preprocess) if preprocess else None,
         precisions=tuple(Precision(p) for p in precisions),
         int8=Int8Options(effort=effort),  # type: ignore[arg-type]
+        gate=gate,
         **rest,
     )
 
