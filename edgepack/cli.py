@@ -67,6 +67,7 @@ def model_options(command: F) -> F:
             ),
             click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory."),
             click.option("--python", type=click.Path(path_type=Path), help="Interpreter that has the model's code."),
+            click.option("--results", type=click.Path(path_type=Path), help="Figures of `bench`, to compare INT8 by."),
             click.option("--name", help="Name of the bundle; default: from the model's file name."),
             click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Folder for it."),
             click.option("--jobs", "-j", type=click.IntRange(1), help="Steps at the same time; default: cores."),
@@ -105,6 +106,51 @@ def build(as_json: bool, dry_run: bool, **options: Any) -> None:
         _fail(3)
     if named_failures(plan, result.outcomes):
         _fail(1)
+
+
+@cli.command("explain-int8")
+@click.argument("model", metavar="MODEL|BUNDLE")
+@model_options
+@click.option("--model", "source", metavar="MODEL", help="Of BUNDLE: the model that it was made from.")
+@click.option("--variant", help="Of BUNDLE: such as ncnn-int8; default: its first in INT8.")
+@click.option("--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a heat map.")
+@click.option("--all", "everything", is_flag=True, help="List every layer, not only the worst.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def explain_int8(
+    model: str,
+    source: str | None,
+    variant: str | None,
+    html_file: Path | None,
+    everything: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show every layer's part of the INT8 error of MODEL, or of a variant of BUNDLE."""
+    from edgepack import explaining, report
+    from edgepack.cache import Cache
+    from edgepack.resources import cache_root
+
+    said = None
+    if (Path(model) / "manifest.json").is_file():
+        said = explaining.of_bundle(Path(model), variant)
+        if source is None:
+            _print(report.document("explain-int8", **said), as_json, explaining.bundle_text(said))
+            return
+        options["target"] = options["target"] or said["target"]
+    elif source is not None or variant is not None:
+        raise click.UsageError("--model and --variant are for a BUNDLE.")
+    if options["target"] is None:
+        raise click.UsageError("Missing option '--target' / '-t'.")
+    plan = _plan(model=source or model, **options)
+    facts, found = explaining.of_model(plan, Cache(cache_root()), said)
+    if html_file is not None:
+        explaining.write_html(html_file, found, plan.name)
+    _print(report.document("explain-int8", **facts), as_json, explaining.text(facts, found, 0 if everything else 20))
+
+
+for _parameter in explain_int8.params:
+    if _parameter.name == "target":
+        _parameter.required = False  # a bundle knows its target
 
 
 @cli.command()

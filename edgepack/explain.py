@@ -33,6 +33,7 @@ class Layer:
     own_db: float
     entire_db: float
     entire_cosine: float
+    kernel_db: float | None
     low: float | None
     high: float | None
     lowest: float | None
@@ -144,8 +145,8 @@ def document(found: Explanation) -> dict[str, Any]:
 def table(found: Explanation, most: int = 0) -> str:
     """An explanation for people, worst layers first; at most `most` of them, 0 for all."""
     headers = (
-        "layer", "operator", "single dB", "cosine", "own dB", "entire dB", "cosine", "range", "seen", "beyond",
-        "MACs", "weights",
+        "layer", "operator", "single dB", "cosine", "own dB", "entire dB", "kernel dB", "scale holds", "seen",
+        "beyond", "MACs", "weights",
     )  # fmt: skip
     ranked = found.ranked()
     shown = ranked[:most] if most else ranked
@@ -157,7 +158,7 @@ def table(found: Explanation, most: int = 0) -> str:
             f"{layer.single_cosine:.4f}",
             f"{layer.own_db:.1f}",
             f"{layer.entire_db:.1f}",
-            f"{layer.entire_cosine:.4f}",
+            "-" if layer.kernel_db is None else f"{layer.kernel_db:.1f}",
             span(layer.low, layer.high),
             span(layer.lowest, layer.highest),
             "-" if layer.saturated is None else f"{layer.saturated:.2%}",
@@ -175,7 +176,7 @@ def table(found: Explanation, most: int = 0) -> str:
     )
     lines.append(
         "single: the model's outputs when only this layer is quantized; own: its own output then; entire: its own "
-        "output when all are. Simulated in float on the quantizer's scales."
+        "output when all are, simulated; kernel: the same from ONNX Runtime's integer kernels."
     )
     return "\n".join(lines)
 

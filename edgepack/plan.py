@@ -55,6 +55,7 @@ class BuildPlan:
     destination: Path
     int8: Int8Options = DEFAULT_INT8
     gate: GateSpec = NO_GATE
+    results: Path | None = None
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
 
     def engine(self, name: str) -> Engine:
@@ -78,6 +79,7 @@ def make_plan(
     precisions: Sequence[Precision] = (),
     int8: Int8Options = DEFAULT_INT8,
     gate: GateSpec = NO_GATE,
+    results: Path | None = None,
     output: Path = Path(),
     name: str | None = None,
     jobs: int | None = None,
@@ -88,7 +90,12 @@ def make_plan(
     takes) and `CalibrationError` (INT8 named without calibration data).
     """
     importer = find_importer(source)
-    for what, path in (("--calib", calibration), ("--samples", samples), ("--weights", weights)):
+    for what, path in (
+        ("--calib", calibration),
+        ("--samples", samples),
+        ("--weights", weights),
+        ("--results", results),
+    ):
         if path is not None and not path.exists():
             raise UsageError(f"{what} {path} doesn't exist.", "Check the path.", id="EP204")
     variants, refused = choose_variants(target, engines, precisions, has_data=calibration is not None)
@@ -122,6 +129,7 @@ def make_plan(
         destination=destination,
         int8=int8,
         gate=gate,
+        results=results,
         jobs=jobs or os.cpu_count() or 1,
     )
 

@@ -18,12 +18,13 @@ from typing import Literal, Protocol
 from edgepack.explain import WEIGHTED, Layer
 from edgepack.types import Int8Options, KeptFloat
 
-OTHER_RANGES: tuple[Literal["mse", "percentile", "minmax"], ...] = ("mse", "percentile", "minmax")
+Ranges = Literal["auto", "minmax", "average", "percentile", "entropy", "mse"]
+OTHER_RANGES: tuple[Ranges, ...] = ("mse", "percentile", "minmax")
 CLEARLY = 0.5  # dB by which ranges by another rule must be better to be gone on with
 EXPLAINS = 0.99  # of all noise: layers that make the rest of it are not worth a border between float and integers
 BORDER = 1e-4  # what such a border costs, as a share of all MACs
 SIZE = 0.1  # what a share of the weights in float costs against the same share of the MACs
-MOST_TRIES = 14
+MOST_TRIES = 18
 
 
 class Attempt(Protocol):
@@ -90,13 +91,21 @@ def repair(
         if tried is not None and tried.sqnr_db > best.sqnr_db + CLEARLY:
             best = tried
     order = candidates(explain(best.int8), most_macs)
+    every: tuple[Ranges, ...] = ("auto", *OTHER_RANGES)
+    rules = [best.int8.ranges, *(rule for rule in every if rule != best.int8.ranges)]
+    start = best.int8
 
     def attempt(layers: Sequence[Layer]) -> Attempt | None:
         names = sorted({*first.int8.keep_float, *(layer.layer for layer in layers)})
-        found = search(replace(best.int8, keep_float=tuple(names)))
+        found = search(replace(start, keep_float=tuple(names)))
         return found if found is not None and found.passed else None
 
-    passed = attempt(order) if order else None
+    passed = None
+    for ranges in rules if order and first.int8.ranges == "auto" else [first.int8.ranges] if order else ():
+        start = replace(best.int8, ranges=ranges)  # without the worst layers another rule may be the best
+        passed = attempt(order)
+        if passed is not None:
+            break
     if passed is None:
         return Repair(passed=None, kept=(), tries=search.tries)
     too_few, chosen = 0, order

@@ -105,11 +105,14 @@ class Maker:
 
     def attempt(self, int8: Int8Options) -> Settled | None:
         """Export and measure; None where the engine can't make it so."""
+        way = f"{self.variant} with ranges {int8.ranges}, {len(int8.keep_float)} layers in float"
         try:
-            return self.measure(int8, self.export(int8))
+            found = self.measure(int8, self.export(int8))
         except VariantError as error:
-            log.note(f"{self.variant}: {error.message}")
+            log.note(f"{way}: {error.message}")
             return None
+        log.note(f"{way}: {'passes' if found.passed else found.reason}")
+        return found
 
     def explain(self, int8: Int8Options) -> tuple[explain.Layer, ...]:
         """Every layer's error on calibration samples: those that judge don't choose."""

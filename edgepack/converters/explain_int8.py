@@ -18,14 +18,14 @@ so many of them, evenly spaced). The result holds a row a layer, in the order of
 - ``single_db``, ``single_cosine``: the model's outputs when only this layer is quantized (the worst output);
   ``noise`` is its error's power as a share of the signal's, summed over the outputs;
 - ``own_db``: this layer's output in that case; ``entire_db``, ``entire_cosine``: this layer's output when all layers
-  are quantized;
+  are quantized; ``kernel_db``: the same by ONNX Runtime's integer kernels, null where it writes no integers;
 - ``low``, ``high``: what the scale of its input can hold, ``lowest``, ``highest``: what was seen there, ``saturated``:
   the share of seen values beyond the scale;
 - ``macs`` and ``weights``: how many it has of them.
 
 A layer is a weighted operator with its weights, its bias, and the pairs of what it reads and writes; what is quantized
-between layers and belongs to none has a row of its own. Everything is computed in float on what the pairs give, so
-it says what the format and the scales do, whatever the kernels of an engine do.
+between layers and belongs to none has a row of its own. All but ``kernel_db`` is computed in float on what the pairs
+give, so it says what the format and the scales do, whatever the kernels of an engine do.
 """
 
 import json
@@ -84,7 +84,7 @@ class Graph:
     """The float graph, and what quantization changes in it, layer by layer."""
 
     def __init__(self, floating: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
-        self.model = floating
+        self.model, self.quantized = floating, quantized
         self.opsets = quantized.opset_import
         graph = floating.graph
         self.constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
@@ -186,6 +186,32 @@ class Graph:
                 members.add(owner.name if owner is not None else readers[0] if readers else name)
         wanted = {m for members in self.members.values() for m in members} | set(self.changed)
         return [node.name for node in self.model.graph.node if node.name in wanted]
+
+    def kernels(self) -> tuple[onnx.ModelProto, dict[str, str]]:
+        """The quantized model as an engine runs it, and layer -> the output that shows what its kernel gives."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.quantized)
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        terms = {node.input[0]: list(node.input[1:]) for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        found: dict[str, str] = {}
+        added = []
+        for node in model.graph.node:
+            if node.name in self.layers and self.watch(node.name) in self.pairs:
+                after = readers.get(node.output[0], [])
+                if len(after) == 1 and after[0].op_type in ("Relu", "Clip"):
+                    after = readers.get(after[0].output[0], [])
+                written = [reader.output[0] for reader in after if reader.op_type == "QuantizeLinear"]
+                if len(written) == 1 and written[0] in terms:
+                    # A reader of its own leaves the pairs around the kernels as they are.
+                    found[node.name] = f"{node.name}//kernel"
+                    added.append(
+                        helper.make_node("DequantizeLinear", [written[0], *terms[written[0]]], [found[node.name]])
+                    )
+        model.graph.node.extend(added)
+        return model, found
 
     def watch(self, layer: str) -> str:
         """The tensor that shows what a layer gives: what its kernel writes."""
@@ -350,7 +376,11 @@ def explain(graph: Graph, samples: list[dict[str, np.ndarray]]) -> tuple[dict[st
     seen = {layer: given.get(name, name) for layer, name in watched.items()}
     complete = session_of(whole, list(seen.values()))
 
+    run, kernels = graph.kernels()
+    engine = session_of(run, list(kernels.values()))
+
     found: dict[str, dict[str, Any]] = {}
+    real = {layer: Error() for layer in kernels}
     entire = {layer: Error() for layer in graph.layers}
     finals = {name: Error() for name in graph.outputs}
     ranges = {layer: Range(graph.pairs.get(sources.get(layer, ""))) for layer in graph.layers}
@@ -360,6 +390,9 @@ def explain(graph: Graph, samples: list[dict[str, np.ndarray]]) -> tuple[dict[st
         values = {**feed, **dict(zip(inner, exact.run(inner, feed), strict=True))}
         wanted = list(dict.fromkeys([*graph.outputs, *seen.values()]))
         got = dict(zip(wanted, complete.run(wanted, feed), strict=True))
+        if kernels:
+            for layer, value in zip(kernels, engine.run(list(kernels.values()), feed), strict=True):
+                real[layer].add(values[watched[layer]], value)
         outputs.append({name: values[name] for name in graph.outputs})
         for name in graph.outputs:
             finals[name].add(values[name], got[name])
@@ -370,7 +403,7 @@ def explain(graph: Graph, samples: list[dict[str, np.ndarray]]) -> tuple[dict[st
                 ranges[layer].add(values[sources[layer]])
         if not found:
             found = {layer: work(graph, graph.nodes[layer], values) for layer in graph.layers}
-    del exact, complete
+    del exact, complete, engine
     for layer in graph.layers:
         model, given = build(graph, {layer})
         name = given.get(watched[layer], watched[layer])
@@ -391,6 +424,7 @@ def explain(graph: Graph, samples: list[dict[str, np.ndarray]]) -> tuple[dict[st
             "own_db": local.db(),
             "entire_db": entire[layer].db(),
             "entire_cosine": entire[layer].cosine(),
+            "kernel_db": real[layer].db() if layer in real else None,
             **ranges[layer].facts(),
         }
     everything = {

@@ -13,7 +13,7 @@ def outcome(engine: str, precision: Precision, **changes: Any) -> Outcome:
 
 
 def result(*outcomes: Outcome, synthetic: bool = False) -> Any:
-    plan = SimpleNamespace(target=SimpleNamespace(name="rk3588"))
+    plan = SimpleNamespace(target=SimpleNamespace(name="rk3588"), results=None)
     return SimpleNamespace(
         plan=plan,
         outcomes=outcomes,
