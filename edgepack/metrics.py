@@ -118,7 +118,9 @@ def own_score(
         "cwd": str(Path.cwd()),
         "pythonpath": list(site),
     }
-    found = converter.convert("run_metric", request, out, python=python)
+    # Any environment with numpy will do where the user names none.
+    interpreter = python if python is not None else converter.environment("run_onnxruntime")
+    found = converter.convert("run_metric", request, out, python=interpreter)
     if "error" in found:
         raise MetricError(found["error"], found["hint"])
     return float(found["score"])

@@ -315,7 +315,13 @@ def session_of(model: onnx.ModelProto, more: list[str]) -> onnxruntime.Inference
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    # WeightBiasQuantization would quantize weights between pairs, with one scale a tensor, whatever they are.
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],
+    )
 
 
 def feeds(graph: Graph, folder: Path, most: int) -> Iterator[dict[str, np.ndarray]]:

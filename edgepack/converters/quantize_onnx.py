@@ -117,7 +117,10 @@ def session_of(model: Path, level: str, target: Path | None = None) -> onnxrunti
     if target is not None:
         options.optimized_model_filepath = str(target)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        # WeightBiasQuantization would quantize the layers that stay in float, with one scale a tensor.
+        return onnxruntime.InferenceSession(
+            str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        )
     except Exception as error:
         raise SystemExit(f"ONNX Runtime can't load this model: {' '.join(str(error).split())[:400]}") from error
 
