@@ -68,8 +68,19 @@ def model_options(command: F) -> F:
                 "--memory", type=click.IntRange(1), metavar="MB", default=400, show_default=True,
                 help="Memory that INT8's calibration may take.",
             ),
+            click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: pictures or .npz."),
+            click.option("--metric", metavar="top1|cosine|sqnr|module:function", help="What is measured on --data."),
+            click.option("--max-drop", type=click.FloatRange(0.0), help="How far below the float model's score."),
+            click.option("--min-sqnr", type=float, metavar="DB", help="The least SQNR on --data, in dB."),
+            click.option("--repair/--no-repair", default=True, help="Leave layers in float where INT8 misses."),
+            click.option(
+                "--max-float-macs", type=click.FloatRange(0.0, 100.0), default=5.0, metavar="PERCENT",
+                show_default=True,
+                help="How much of the work a repair may leave in float.",
+            ),
             click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory."),
             click.option("--python", type=click.Path(path_type=Path), help="Interpreter that has the model's code."),
+            click.option("--results", type=click.Path(path_type=Path), help="Figures of `bench`, to compare INT8 by."),
             click.option("--name", help="Name of the bundle; default: from the model's file name."),
             click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Folder for it."),
             click.option("--jobs", "-j", type=click.IntRange(1), help="Steps at the same time; default: cores."),
@@ -108,6 +119,51 @@ def build(as_json: bool, dry_run: bool, **options: Any) -> None:
         _fail(3)
     if named_failures(plan, result.outcomes):
         _fail(1)
+
+
+@cli.command("explain-int8")
+@click.argument("model", metavar="MODEL|BUNDLE")
+@model_options
+@click.option("--model", "source", metavar="MODEL", help="Of BUNDLE: the model that it was made from.")
+@click.option("--variant", help="Of BUNDLE: such as ncnn-int8; default: its first in INT8.")
+@click.option("--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a heat map.")
+@click.option("--all", "everything", is_flag=True, help="List every layer, not only the worst.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def explain_int8(
+    model: str,
+    source: str | None,
+    variant: str | None,
+    html_file: Path | None,
+    everything: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show every layer's part of the INT8 error of MODEL, or of a variant of BUNDLE."""
+    from edgepack import explaining, report
+    from edgepack.cache import Cache
+    from edgepack.resources import cache_root
+
+    said = None
+    if (Path(model) / "manifest.json").is_file():
+        said = explaining.of_bundle(Path(model), variant)
+        if source is None:
+            _print(report.document("explain-int8", **said), as_json, explaining.bundle_text(said))
+            return
+        options["target"] = options["target"] or said["target"]
+    elif source is not None or variant is not None:
+        raise click.UsageError("--model and --variant are for a BUNDLE.")
+    if options["target"] is None:
+        raise click.UsageError("Missing option '--target' / '-t'.")
+    plan = _plan(model=source or model, **options)
+    facts, found = explaining.of_model(plan, Cache(cache_root()), said)
+    if html_file is not None:
+        explaining.write_html(html_file, found, plan.name)
+    _print(report.document("explain-int8", **facts), as_json, explaining.text(facts, found, 0 if everything else 20))
+
+
+for _parameter in explain_int8.params:
+    if _parameter.name == "target":
+        _parameter.required = False  # a bundle knows its target
 
 
 @cli.command()
@@ -281,13 +337,28 @@ def _plan(
     precisions: tuple[str, ...],
     effort: str,
     memory: int,
+    data: Path | None,
+    metric: str | None,
+    max_drop: float | None,
+    min_sqnr: float | None,
+    repair: bool,
+    max_float_macs: float,
     **rest: Any,
 ) -> BuildPlan:
-    from edgepack import config
+    from edgepack import config, evaluation
     from edgepack.plan import make_plan, parse_input
-    from edgepack.types import Int8Options, Precision
+    from edgepack.types import GateSpec, Int8Options, Precision
 
     parsed = [parse_input(text) for text in inputs]
+    gate = GateSpec(
+        metric=metric or ("sqnr" if min_sqnr is not None else "top1" if max_drop is not None else ""),
+        max_drop=max_drop,
+        min_sqnr=min_sqnr,
+        data=data,
+        repair=repair,
+        max_float_macs=max_float_macs,
+    )
+    evaluation.check_spec(gate)
     return make_plan(
         model,
         config.load_target(target),
@@ -297,6 +368,7 @@ def _plan(
         preprocess=config.load_preprocess(preprocess) if preprocess else config.beside(model),
         precisions=tuple(Precision(p) for p in precisions),
         int8=Int8Options(effort=effort, memory_mb=memory),  # type: ignore[arg-type]
+        gate=gate,
         **rest,
     )
 

@@ -73,6 +73,12 @@ class VariantError(ModelError):
     id = "EP330"
 
 
+class MetricError(ModelError):
+    """A metric that doesn't fit the model or the data, or a function of the user's that fails."""
+
+    id = "EP326"
+
+
 class Unsupported(VariantError):
     """An engine can't take this model or target, and no retry will change that; the reason says why."""
 

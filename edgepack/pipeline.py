@@ -21,13 +21,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgepack import artifact, bundle, log, modelheader, plugins, process, steps, toolchains, verify
+from edgepack import artifact, bundle, evaluation, log, modelheader, plugins, process, settling, steps, toolchains
 from edgepack.cache import Cache, Entry, Step, sha256_file
 from edgepack.errors import EdgepackError, Unsupported, VariantError
 from edgepack.graph import Graph
 from edgepack.plan import BuildPlan
 from edgepack.resources import data
-from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status, Variant, Verdict
+from edgepack.settling import Dropped, Settled
+from edgepack.types import Artifact, Compiler, Model, Outcome, Precision, SelfTest, Status, Variant
 
 # Exports before self-tests, and of those the longest first: what is left for the end is short, so that no core waits.
 URGENCY = {Precision.FP16: 2, Precision.FP32: 1, Precision.INT8: 0}
@@ -52,11 +53,15 @@ class BuildResult:
 class Ready:
     """A variant that passed everything, with the folders that make up its part of the bundle."""
 
-    checked: steps.Checked
-    verdict: Verdict
+    settled: Settled
     harness: Entry
     packed: Entry
     self_test: SelfTest
+
+    @property
+    def checked(self) -> steps.Checked:
+        """What was exported, and its run on the host."""
+        return self.settled.checked
 
 
 def build(plan: BuildPlan, cache: Cache, compilers: dict[str, Compiler]) -> BuildResult:
@@ -181,6 +186,8 @@ class Line:
         self.exports: dict[Variant, Future[Entry]] = {}
         for variant in plan.variants:
             self._export(variant)
+        self.data = self._data()
+        self.settled = {variant: self._settle(variant) for variant in plan.variants}
         # After the exports in the queue, but those wait for the import: a second core compiles meanwhile.
         self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
         self.ready = {variant: self._finish(variant) for variant in plan.variants}
@@ -200,10 +207,12 @@ class Line:
                 size=size,
                 runtime_size=sizes["total"],
                 full_size=sizes["full"],
-                verdict=ready.verdict,
+                verdict=ready.settled.verdict,
                 self_test=ready.self_test,
                 host_latency_ms=ready.checked.latency_ms,
                 seconds=seconds,
+                gate=ready.settled.gate,
+                int8=ready.settled.facts,
             )
         if isinstance(error, Dropped):
             return Outcome(
@@ -213,6 +222,7 @@ class Line:
                 hint=error.hint,
                 verdict=error.verdict,
                 seconds=seconds,
+                gate=error.gate,
             )
         if isinstance(error, VariantError):
             status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.FAILED
@@ -254,11 +264,11 @@ class Line:
         def make(layers: tuple[str, ...], precisions: tuple[Precision, ...], core: Entry | None = None) -> Entry:
             return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs, core)
 
-        def make_for(*settled: Future[Entry]) -> Entry:
-            exported = {v: f.result() for v, f in zip(variants, settled, strict=True) if f.exception() is None}
+        def make_for(*settled: Future[Entry] | Future[Settled]) -> Entry:
+            exported = {v: _artifact(f) for v, f in zip(variants, settled, strict=True) if f.exception() is None}
             if not exported:
                 settled[0].result()  # raises the reason
-            layers = {layer for entry in exported.values() for layer in artifact.read(entry.path).layers}
+            layers = {layer for found in exported.values() for layer in found.layers}
             return make(tuple(sorted(layers)), tuple(sorted({v.precision for v in exported})))
 
         if not engine.runtime_needs_layers:
@@ -266,8 +276,11 @@ class Line:
             return self.graph.add(
                 f"harness {name}", lambda c: make((), precisions, c), self._core(compiler), urgency=FIRST
             )
-        exports = (self.exports[variant] for variant in variants)
-        return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
+        # What INT8 keeps in float is known once it is settled.
+        needs: list[Future[Any]] = [
+            self.settled[v] if v.precision is Precision.INT8 else self.exports[v] for v in variants
+        ]
+        return self.graph.settle(f"harness {name}", make_for, *needs, urgency=FIRST)
 
     def _core(self, compiler: Compiler) -> Future[Entry]:
         """What the harnesses of one compiler share; an engine that is compiled along has other options."""
@@ -288,50 +301,67 @@ class Line:
 
         return self.graph.settle(f"build config {name}", make, *(self.ready[variant] for variant in variants))
 
+    def _data(self) -> Future[evaluation.Evaluation | None]:
+        """Evaluation data, where there is a gate that needs them."""
+        if self.plan.gate.data is None:
+            none: Future[evaluation.Evaluation | None] = Future()
+            none.set_result(None)
+            return none
+
+        def work(model: Model) -> evaluation.Evaluation | None:
+            return evaluation.prepare(self.plan, self.cache, model)
+
+        return self.graph.add("evaluation data", work, self.model, urgency=FIRST)
+
+    def _settle(self, variant: Variant) -> Future[Settled]:
+        """Run the variant on the host, judge it, and repair INT8 that misses."""
+        base = self.plan.engine(variant.engine).base(variant.precision)
+        needs: list[Future[Any]] = [self.exports[variant], self.model, self.samples, self.reference, self.data]
+        if base is not None:
+            needs.append(self._export(Variant(engine=variant.engine, precision=base)))
+
+        def settle(
+            exported: Entry,
+            model: Model,
+            samples: steps.Samples,
+            reference: Entry,
+            data: evaluation.Evaluation | None,
+            base_entry: Entry | None = None,
+        ) -> Settled:
+            maker = settling.Maker(
+                plan=self.plan,
+                cache=self.cache,
+                variant=variant,
+                model=model,
+                samples=samples,
+                reference=reference,
+                base=base_entry,
+                data=data,
+            )
+            with self._timed(variant):
+                return settling.settle(maker, exported)
+
+        return self.graph.add(f"verify {variant}", settle, *needs, urgency=URGENCY[variant.precision])
+
     def _finish(self, variant: Variant) -> Future[Ready]:
-        """Verify on the host, then self-test the cross-built harness."""
+        """Pack what is settled, and self-test it with the cross-built harness."""
         engine, target = self.plan.engine(variant.engine), self.plan.target
 
-        def check(exported: Entry, model: Model, samples: steps.Samples, reference: Entry) -> steps.Checked:
+        def finish(settled: Settled, model: Model, samples: steps.Samples, built: Entry, golden: Entry) -> Ready:
             with self._timed(variant):
-                checked = steps.check(self.cache, engine, variant, model, exported, samples, reference)
-            verdict = verify.judge(checked.metrics, target.bounds[variant.precision], samples.verify_count)
-            if not verdict.passed:
-                raise Dropped(verdict)
-            return checked
-
-        def finish(checked: steps.Checked, model: Model, samples: steps.Samples, built: Entry, golden: Entry) -> Ready:
-            with self._timed(variant):
-                packed = steps.pack_variant(self.cache, engine, target, model, checked, self.plan.preprocess)
+                packed = steps.pack_variant(self.cache, engine, target, model, settled.checked, self.plan.preprocess)
                 tested = steps.self_test(self.cache, variant, target, built, packed, golden)
-            bound = target.bounds[variant.precision]
-            return Ready(
-                checked=checked,
-                verdict=verify.judge(checked.metrics, bound, samples.verify_count),
-                harness=built,
-                packed=packed,
-                self_test=tested,
-            )
+            return Ready(settled=settled, harness=built, packed=packed, self_test=tested)
 
-        urgency = URGENCY[variant.precision]
-        checked = self.graph.add(
-            f"verify {variant}",
-            check,
-            self.exports[variant],
-            self.model,
-            self.samples,
-            self.reference,
-            urgency=urgency,
-        )
         return self.graph.add(
             f"self-test {variant}",
             finish,
-            checked,
+            self.settled[variant],
             self.model,
             self.samples,
             self.harnesses[variant.engine],
             self.golden,
-            urgency=urgency,
+            urgency=URGENCY[variant.precision],
         )
 
     def _timed(self, variant: Variant) -> _Timer:
@@ -352,17 +382,9 @@ class _Timer:
         self.seconds[self.variant] = self.seconds.get(self.variant, 0.0) + spent
 
 
-class Dropped(VariantError):
-    """A variant whose outputs are too far from the source's. Never shipped."""
-
-    id = "EP102"
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(
-            f"its outputs are too far from the source's: {verdict.reason}",
-            "Use another precision or engine, give more typical calibration data, or set [bounds] in a target profile.",
-        )
-        self.verdict = verdict
+def _artifact(made: Future[Entry] | Future[Settled]) -> Artifact:
+    found = made.result()
+    return found.checked.artifact if isinstance(found, Settled) else artifact.read(found.path)
 
 
 def write_bundle(
@@ -435,7 +457,9 @@ def _variant_facts(ready: Ready) -> dict[str, Any]:
         "engine": variant.engine,
         "engine_version": engine.version,
         "precision": variant.precision,
-        "verdict": asdict(ready.verdict),
+        "verdict": asdict(ready.settled.verdict),
+        "gate": asdict(ready.settled.gate) if ready.settled.gate else None,
+        "int8": asdict(ready.settled.facts) if ready.settled.facts else None,
         "self_test": asdict(ready.self_test),
         "harness": f"bin/edgepack-{variant.engine}",
         "artifact_digest": ready.checked.digest,

@@ -17,7 +17,19 @@ from typing import Any
 from edgepack import converter, log, plugins, toolchains
 from edgepack.errors import CalibrationError, ToolMissing, UsageError
 from edgepack.interfaces import Engine, Importer
-from edgepack.types import DEFAULT_INT8, Compiler, Int8Options, Outcome, Precision, Preprocess, Status, Target, Variant
+from edgepack.types import (
+    DEFAULT_INT8,
+    NO_GATE,
+    Compiler,
+    GateSpec,
+    Int8Options,
+    Outcome,
+    Precision,
+    Preprocess,
+    Status,
+    Target,
+    Variant,
+)
 
 NEEDS_DATA = "INT8 needs real inputs for calibration, and none were given"
 NEEDS_DATA_HINT = "Add --calib DIR_OR_NPZ with some tens of real inputs. edgepack never calibrates on noise."
@@ -42,6 +54,8 @@ class BuildPlan:
     preprocess: Mapping[str, Preprocess]
     destination: Path
     int8: Int8Options = DEFAULT_INT8
+    gate: GateSpec = NO_GATE
+    results: Path | None = None
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
 
     def engine(self, name: str) -> Engine:
@@ -64,6 +78,8 @@ def make_plan(
     engines: Sequence[str] = (),
     precisions: Sequence[Precision] = (),
     int8: Int8Options = DEFAULT_INT8,
+    gate: GateSpec = NO_GATE,
+    results: Path | None = None,
     output: Path = Path(),
     name: str | None = None,
     jobs: int | None = None,
@@ -74,9 +90,15 @@ def make_plan(
     takes) and `CalibrationError` (INT8 named without calibration data).
     """
     importer = find_importer(source)
-    for what, path in (("--calib", calibration), ("--samples", samples), ("--weights", weights)):
-        if path is not None and not path.exists() and (what == "--weights" or not looks_like_factory(str(path))):
-            hint = "Check the path." if what == "--weights" else "Check the path, or give package.module:function."
+    for what, path in (
+        ("--calib", calibration),
+        ("--samples", samples),
+        ("--weights", weights),
+        ("--results", results),
+    ):
+        function = what in ("--calib", "--samples")
+        if path is not None and not path.exists() and not (function and looks_like_factory(str(path))):
+            hint = "Check the path, or give package.module:function." if function else "Check the path."
             raise UsageError(f"{what} {path} doesn't exist.", hint, id="EP204")
     variants, refused = choose_variants(target, engines, precisions, has_data=calibration is not None)
     if not variants and any(outcome.reason == NEEDS_DATA for outcome in refused):
@@ -108,6 +130,8 @@ def make_plan(
         preprocess=dict(preprocess or {}),
         destination=destination,
         int8=int8,
+        gate=gate,
+        results=results,
         jobs=jobs or os.cpu_count() or 1,
     )
 
@@ -261,8 +285,10 @@ def needed_scripts(plan: BuildPlan) -> set[str]:
 
 
 def named_failures(plan: BuildPlan, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Outcomes that the user asked for by name and did not get."""
-    return [o for o in outcomes if o.status is not Status.BUILT and o.variant in plan.named]
+    """Outcomes that the user asked for by name and did not get, or for which the user set a gate that they missed."""
+    missed = [o for o in outcomes if o.gate is not None and not o.gate.passed]
+    named = [o for o in outcomes if o.status is not Status.BUILT and o.variant in plan.named]
+    return missed + [outcome for outcome in named if outcome not in missed]
 
 
 def _site() -> list[str]:

@@ -6,13 +6,14 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edgepack import __version__
+from edgepack import __version__, payoff
 from edgepack.types import Outcome, Precision, SelfTest, Status
 
 if TYPE_CHECKING:
     from edgepack.pipeline import BuildResult
 
 SCHEMA = 1
+LISTED = 10  # layers that a line names
 
 
 def document(command: str, **content: Any) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def build_document(result: BuildResult) -> dict[str, Any]:
         synthetic=result.synthetic,
         seconds=round(result.seconds, 3),
         outcomes=[outcome_document(outcome) for outcome in result.outcomes],
+        notes=payoff.notes(result.outcomes, result.digest, result.plan.results),
     )
 
 
@@ -47,6 +49,8 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "verdict": asdict(outcome.verdict) if outcome.verdict else None,
         "self_test": asdict(outcome.self_test) if outcome.self_test else None,
         "host_latency_ms": outcome.host_latency_ms,
+        "gate": asdict(outcome.gate) if outcome.gate else None,
+        "int8": asdict(outcome.int8) if outcome.int8 else None,
         "seconds": round(outcome.seconds, 3),
     }
 
@@ -73,6 +77,9 @@ def table(result: BuildResult) -> str:
         lines.append(f"{', '.join(names)}: {status}: {reason}")
         if hint:
             lines.append(f"    {hint}")
+    for outcome in result.outcomes:
+        lines += _gated(outcome) + _kept(outcome)
+    lines += [f"note: {note}" for note in payoff.notes(result.outcomes, result.digest, result.plan.results)]
     kind = "synthetic samples (give --calib or --samples for real ones)" if result.synthetic else "real samples"
     lines.append(f"Compared with the source model on {result.samples} {kind}; host ms is this machine, not the device.")
     if any(outcome.full_size for outcome in result.outcomes):
@@ -80,6 +87,37 @@ def table(result: BuildResult) -> str:
     if result.bundle:
         lines.append(f"Bundle: {result.bundle}  ({result.seconds:.1f} s)")
     return "\n".join(lines)
+
+
+def _gated(outcome: Outcome) -> list[str]:
+    """How a variant that was built did at its gate; what missed it is among the reasons."""
+    gate = outcome.gate
+    if gate is None or gate.score is None or outcome.status is not Status.BUILT:
+        return []
+    unit = f" {gate.unit}" if gate.unit else ""
+    own = "" if gate.metric == "sqnr" else f", the float model's is {gate.source:.4g}{unit}"
+    data = "labelled samples" if gate.labelled else "samples without labels"
+    return [
+        f"{outcome.variant}: {gate.metric} {gate.score:.4g}{unit} on {gate.samples} {data}{own}, "
+        f"the gate is {gate.limit:.4g}{unit}."
+    ]
+
+
+def _kept(outcome: Outcome) -> list[str]:
+    """What a repair did, and its cost."""
+    facts = outcome.int8
+    if facts is None or outcome.status is not Status.BUILT or not facts.tries:
+        return []
+    if not facts.kept_float:
+        return [f"{outcome.variant}: repaired with {facts.ranges} ranges, no layer in float."]
+    names = [k.layer.encode("unicode_escape").decode() for k in facts.kept_float[:LISTED]]
+    more = len(facts.kept_float) - len(names)
+    rule = "" if facts.ranges == "auto" else f", {facts.ranges} ranges"
+    return [
+        f"{outcome.variant}: repaired: {len(facts.kept_float)} layers stay in float "
+        f"({sum(k.macs for k in facts.kept_float):.2%} of the MACs, {(facts.size - facts.full_int8_size) / 1e6:+.2f} MB"
+        f"{rule}): {', '.join(names)}{f' and {more} more' if more else ''}."
+    ]
 
 
 def _row(outcome: Outcome, float_size: int | None) -> tuple[str, ...]:

@@ -184,6 +184,72 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """What a variant's outputs must reach on evaluation data, and what INT8 may do to get there.
+
+    `metric` is "top1", "cosine", "sqnr" or ``module:function``. `max_drop` is how much less than the float model's
+    score is allowed, in the metric's unit (percentage points, cosine, the function's own); `min_sqnr` the least SQNR
+    in dB. `data` is None where there is no gate beyond the target's bounds. `repair` says whether layers may stay in
+    float, with at most `max_float_macs` percent of the multiply-accumulates.
+    """
+
+    metric: str = ""
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+    data: Path | None = None
+    repair: bool = True
+    max_float_macs: float = 5.0
+
+
+NO_GATE = GateSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """A variant's score on the evaluation data. `limit` is the least score; `source` the float model's own.
+
+    `score` is None where it couldn't be told; `reason` then says why. `labelled` is False where the float model's
+    answers stand in for labels.
+    """
+
+    metric: str
+    unit: str
+    score: float | None
+    source: float
+    limit: float
+    samples: int
+    labelled: bool
+    passed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptFloat:
+    """A layer that an INT8 variant computes in float: its operator, and its shares of the model's MACs and weights.
+
+    ``single_db`` is the SQNR of the model's outputs when only this layer is quantized.
+    """
+
+    layer: str
+    op: str
+    macs: float
+    weights: float
+    single_db: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Facts:
+    """How an INT8 variant was made. Sizes are bytes of the engine's files, `full_int8_size` with no layer in float."""
+
+    effort: str
+    ranges: str
+    kept_float: tuple[KeptFloat, ...] = ()
+    tries: int = 0
+    size: int = 0
+    full_int8_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A device profile: one TOML of ``targets/``. ``absent`` maps an engine to why it is not offered.
 
@@ -293,6 +359,8 @@ class Outcome:
     host_latency_ms: float | None = None
     seconds: float = 0.0
     artifact: Artifact | None = None
+    gate: GateResult | None = None
+    int8: Int8Facts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

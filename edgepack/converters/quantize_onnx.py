@@ -12,7 +12,8 @@
 """Quantize an ONNX model to INT8: QuantizeLinear/DequantizeLinear pairs where ONNX Runtime has integer kernels.
 
 Request: ``model`` (ONNX file, fixed shapes), ``samples`` (tensor folder), ``int8`` (the fields of Int8Options; of
-them ``keep_float``: first outputs of the nodes that stay in float). Writes ``model.onnx``; the result tells the
+them ``keep_float``: first outputs of the nodes that stay in float), ``keep_prepared`` (also write ``float.onnx``,
+the model before its pairs were put in, with the same names of nodes). Writes ``model.onnx``; the result tells the
 ranges that were chosen and the signal-to-noise ratio on the calibration samples.
 
 What is quantized: inputs of Conv, Gemm and MatMul (uint8, one scale), the outputs of Conv (its integer kernel writes
@@ -80,6 +81,8 @@ def main() -> None:
     plan = Plan(prepare(Path(request["model"]), scratch / "prepared.onnx"), set(request["int8"]["keep_float"]))
     if not plan.layers:
         raise SystemExit("there is nothing to quantize: the model has no Conv, ConvTranspose, Gemm or MatMul")
+    if request.get("keep_prepared"):
+        onnx.save(plan.model, out / "float.onnx")
     samples = Path(request["samples"])
     seen, wanted = calibrate(plan, samples, scratch, request["int8"]["memory_mb"])
     best: tuple[float, float | None] | None = None
@@ -114,7 +117,10 @@ def session_of(model: Path, level: str, target: Path | None = None) -> onnxrunti
     if target is not None:
         options.optimized_model_filepath = str(target)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        # WeightBiasQuantization would quantize the layers that stay in float, with one scale a tensor.
+        return onnxruntime.InferenceSession(
+            str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        )
     except Exception as error:
         raise SystemExit(f"ONNX Runtime can't load this model: {' '.join(str(error).split())[:400]}") from error
 

@@ -1,11 +1,24 @@
 """The table: what people read at the end of a build."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from edgepack import report
-from edgepack.types import Bound, Metric, Outcome, Precision, SelfTest, Status, Variant, Verdict
+from edgepack.types import (
+    Bound,
+    GateResult,
+    Int8Facts,
+    KeptFloat,
+    Metric,
+    Outcome,
+    Precision,
+    SelfTest,
+    Status,
+    Variant,
+    Verdict,
+)
 
 
 def outcome(engine: str, precision: Precision, **changes: Any) -> Outcome:
@@ -13,7 +26,7 @@ def outcome(engine: str, precision: Precision, **changes: Any) -> Outcome:
 
 
 def result(*outcomes: Outcome, synthetic: bool = False) -> Any:
-    plan = SimpleNamespace(target=SimpleNamespace(name="rk3588"))
+    plan = SimpleNamespace(target=SimpleNamespace(name="rk3588"), results=None)
     return SimpleNamespace(
         plan=plan,
         outcomes=outcomes,
@@ -69,3 +82,43 @@ def test_a_runtime_is_compared_with_the_whole_engine_where_that_is_known() -> No
 def test_synthetic_samples_are_called_synthetic() -> None:
     assert "synthetic" in report.table(result(built(Precision.FP32, 1), synthetic=True))
     assert "synthetic" not in report.table(result(built(Precision.FP32, 1)))
+
+
+def test_int8_that_was_not_faster_is_told_and_called_a_measurement_of_this_host() -> None:
+    slow = replace(built(Precision.INT8, 1), host_latency_ms=1.8)
+    text = report.table(result(built(Precision.FP16, 1), slow))
+
+    assert "ncnn-int8 was not clearly faster than ncnn-fp16 (1.80 against 1.50 ms, x1.20)" in text
+    assert "not on the device" in text
+
+
+def test_int8_is_never_called_faster_by_the_few_runs_of_a_build() -> None:
+    fast = replace(built(Precision.INT8, 1), host_latency_ms=0.3)
+
+    assert "faster" not in report.table(result(built(Precision.FP16, 1), fast))
+
+
+def test_int8_is_compared_with_the_fastest_float_of_its_own_engine_only() -> None:
+    other = outcome("tflite", Precision.FP32, host_latency_ms=0.1)
+    int8 = replace(built(Precision.INT8, 1), host_latency_ms=0.5)
+
+    assert "faster" not in report.table(result(built(Precision.FP16, 1), other, int8))
+
+
+def test_a_repair_lists_what_it_left_in_float_and_what_that_costs() -> None:
+    kept = KeptFloat(layer="conv\n9", op="Conv", macs=0.0123, weights=0.1, single_db=3.0)
+    facts = Int8Facts(
+        effort="normal", ranges="auto", kept_float=(kept,), tries=5, size=1_200_000, full_int8_size=1_000_000
+    )
+    text = report.table(result(replace(built(Precision.INT8, 1), int8=facts)))
+
+    assert "1 layers stay in float (1.23% of the MACs, +0.20 MB): conv\\n9." in text
+
+
+def test_a_gate_that_was_passed_is_shown_with_its_figures() -> None:
+    gate = GateResult(
+        metric="top1", unit="%", score=79.5, source=80.0, limit=79.0, samples=200, labelled=True, passed=True
+    )
+    text = report.table(result(replace(built(Precision.INT8, 1), gate=gate)))
+
+    assert "top1 79.5 % on 200 labelled samples, the float model's is 80 %, the gate is 79 %" in text

@@ -1,0 +1,131 @@
+"""`edgepack explain-int8`: every layer's part of the INT8 error, of a model or of a bundle's variant."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from edgepack import bundle, explain, explain_html, log, plan, steps
+from edgepack.cache import Cache
+from edgepack.errors import CalibrationError, UsageError, VariantError
+from edgepack.plan import BuildPlan
+from edgepack.report import columns
+from edgepack.types import Model, Precision, Variant
+
+
+def of_bundle(path: Path, name: str | None) -> dict[str, Any]:
+    """What a bundle says of one INT8 variant: how it was made, what was kept in float, how it did.
+
+    `name` is the variant's, or None for the first. Raises `UsageError` where there is none.
+    """
+    manifest = bundle.open_bundle(path).manifest
+    found = [item for item in manifest["variants"] if item.get("int8") and name in (None, item["name"])]
+    if not found:
+        raise UsageError(
+            f"The bundle {path.name} has no INT8 variant{f' {name!r}' if name else ''}.",
+            f"It has: {', '.join(item['name'] for item in manifest['variants']) or 'none'}.",
+            id="EP230",
+        )
+    item = found[0]
+    return {
+        "bundle": str(path),
+        "variant": item["name"],
+        "target": manifest["target"]["name"],
+        "model_digest": manifest["model"]["digest"],
+        "int8": item["int8"],
+        "gate": item["gate"],
+        "verdict": item["verdict"],
+    }
+
+
+def bundle_text(facts: dict[str, Any]) -> str:
+    """The same for people."""
+    int8 = facts["int8"]
+    lines = [f"{facts['variant']}: effort {int8['effort']}, ranges {int8['ranges']}"]
+    if int8["kept_float"]:
+        rows: list[tuple[str, ...]] = [
+            (explain.plain(k["layer"]), k["op"], f"{k['single_db']:.1f}", f"{k['macs']:.2%}", f"{k['weights']:.2%}")
+            for k in int8["kept_float"]
+        ]
+        lines.append(columns(("kept in float", "operator", "single dB", "MACs", "weights"), rows))
+    else:
+        lines.append("No layer was kept in float by a repair.")
+    lines += [
+        f"output {explain.plain(m['output'])!r}: SQNR {m['sqnr_db']:.1f} dB, cosine {m['cosine']:.4f}"
+        for m in facts["verdict"]["metrics"]
+    ]
+    if facts["gate"]:
+        gate = facts["gate"]
+        lines.append(f"gate: {gate['metric']} {gate['score']:.4g}, at least {gate['limit']:.4g} was asked")
+    lines.append("For every layer's error add --model SOURCE and the --calib that it was built with.")
+    return "\n".join(lines)
+
+
+def of_model(
+    chosen: BuildPlan, cache: Cache, said: dict[str, Any] | None
+) -> tuple[dict[str, Any], explain.Explanation]:
+    """Explain a plan's model; `said` is what a bundle says of the variant to explain, or None.
+
+    Also runs the engines that were named, whose own outputs then stand beside the simulated ones.
+    """
+    if chosen.calibration is None:
+        raise CalibrationError(f"{plan.NEEDS_DATA}.", plan.NEEDS_DATA_HINT, id="EP321")
+    imported = steps.import_model(chosen, cache)
+    samples = steps.samples_of(chosen, cache, imported)
+    model = steps.simplify(cache, imported, samples, steps.run_onnx(cache, imported, samples, "run the imported model"))
+    int8 = chosen.int8
+    if said is not None:
+        if said["model_digest"] != model.digest:
+            log.warn("the bundle was made from another model, or by another edgepack: its layers may not match")
+        kept = tuple(item["layer"] for item in said["int8"]["kept_float"])
+        int8 = replace(int8, effort=said["int8"]["effort"], ranges=said["int8"]["ranges"], keep_float=kept)
+        chosen = replace(chosen, int8=int8)
+    calibration = samples.calibration
+    assert calibration is not None
+    try:
+        found = explain.explain(cache, model, calibration, int8, samples.verify, samples.verify_digest)
+    except VariantError as error:
+        raise UsageError(f"INT8 of this model can't be explained: {error.message}.", error.hint, id="EP214") from error
+    named = [v for v in chosen.variants if v.precision is Precision.INT8 and v in chosen.named]
+    facts = {
+        "model": chosen.source,
+        "int8": asdict(int8),
+        "engines": {variant.engine: _engine(chosen, cache, model, samples, variant) for variant in named},
+        **explain.document(found),
+    }
+    return facts, found
+
+
+def _engine(chosen: BuildPlan, cache: Cache, model: Model, samples: steps.Samples, variant: Variant) -> dict[str, Any]:
+    """The outputs of one real engine with all layers in INT8, or why there are none."""
+    engine = chosen.engine(variant.engine)
+    reference = steps.run_reference(chosen, cache, model, samples)
+    try:
+        base = engine.base(Precision.INT8)
+        floating = None if base is None else steps.export(cache, engine, model, base, None, None)
+        made = steps.export(cache, engine, model, Precision.INT8, samples.calibration, floating, chosen.int8)
+        checked = steps.check(cache, engine, variant, model, made, samples, reference)
+    except VariantError as error:
+        return {"reason": error.message, "hint": error.hint}
+    return {
+        "sqnr_db": min(metric.sqnr_db for metric in checked.metrics),
+        "cosine": min(metric.cosine for metric in checked.metrics),
+    }
+
+
+def text(facts: dict[str, Any], found: explain.Explanation, most: int) -> str:
+    """For people."""
+    lines = [explain.table(found, most)]
+    for name, item in facts["engines"].items():
+        said = item.get("reason") or f"SQNR {item['sqnr_db']:.1f} dB, cosine {item['cosine']:.4f} at the outputs"
+        lines.append(f"{name} on this host: {said}")
+    return "\n".join(lines)
+
+
+def write_html(path: Path, found: explain.Explanation, title: str) -> None:
+    """Write the heat map. Raises `UsageError` where the file can't be written."""
+    try:
+        path.write_text(explain_html.render(found, title), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} can't be written: {error.strerror}.", "Give another file.", id="EP208") from error

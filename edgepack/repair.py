@@ -1,0 +1,152 @@
+"""The repair of an INT8 variant that misses its bounds or its gate: the fewest multiply-accumulates stay in float.
+
+Ranges by another rule come first, for they cost nothing on the device. Then layers are ranked by what each does to the
+outputs when it alone is quantized, per cost of leaving it in float; the shortest beginning of that list with which the
+real engine passes is found by bisection, and what isn't needed in it is taken out again. The same question always gets
+the same answers: nothing here is random or depends on time.
+
+The same ranking decides for NNCF's accuracy control and AIMET's AutoQuant; there it is measured by leaving a layer out,
+here by quantizing it alone, which also finds two neighbours that share one bad range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from edgepack.explain import WEIGHTED, Layer
+from edgepack.types import Int8Options, KeptFloat
+
+Ranges = Literal["auto", "minmax", "average", "percentile", "entropy", "mse"]
+OTHER_RANGES: tuple[Ranges, ...] = ("mse", "percentile", "minmax")
+CLEARLY = 0.5  # dB by which ranges by another rule must be better to be gone on with
+EXPLAINS = 0.99  # of all noise: layers that make the rest of it are not worth a border between float and integers
+BORDER = 1e-4  # what such a border costs, as a share of all MACs
+SIZE = 0.1  # what a share of the weights in float costs against the same share of the MACs
+MOST_TRIES = 18
+
+
+class Attempt(Protocol):
+    """One way of making the variant, measured."""
+
+    @property
+    def int8(self) -> Int8Options:
+        """How it was made."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it holds its bounds and its gate."""
+
+    @property
+    def sqnr_db(self) -> float:
+        """How near its outputs are to the source's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """How a repair ended: the attempt that passed, or None; the layers in float, and how many ways were tried."""
+
+    passed: Attempt | None
+    kept: tuple[KeptFloat, ...]
+    tries: int
+
+
+class Search:
+    """The tries of one repair, counted and never made twice."""
+
+    def __init__(self, make: Callable[[Int8Options], Attempt | None]) -> None:
+        self._make = make
+        self._made: dict[Int8Options, Attempt | None] = {}
+
+    @property
+    def tries(self) -> int:
+        """How many different ways were tried."""
+        return len(self._made)
+
+    def __call__(self, int8: Int8Options) -> Attempt | None:
+        """The attempt at `int8`; None where the engine can't make it."""
+        if int8 not in self._made:
+            self._made[int8] = self._make(int8)
+        return self._made[int8]
+
+
+def repair(
+    first: Attempt,
+    make: Callable[[Int8Options], Attempt | None],
+    explain: Callable[[Int8Options], Sequence[Layer]],
+    most_macs: float,
+) -> Repair:
+    """Find a way to make the variant that passes.
+
+    `first` is the attempt that missed, `make` tries another (None: the engine can't), `explain` measures the layers at
+    given options, `most_macs` is the share of the MACs (0 to 1) that may stay in float.
+    """
+    search = Search(make)
+    best = first
+    for ranges in OTHER_RANGES if first.int8.ranges == "auto" else ():
+        tried = search(replace(first.int8, ranges=ranges))
+        if tried is not None and tried.passed:
+            return Repair(passed=tried, kept=(), tries=search.tries)
+        if tried is not None and tried.sqnr_db > best.sqnr_db + CLEARLY:
+            best = tried
+    order = candidates(explain(best.int8), most_macs)
+    every: tuple[Ranges, ...] = ("auto", *OTHER_RANGES)
+    rules = [best.int8.ranges, *(rule for rule in every if rule != best.int8.ranges)]
+    start = best.int8
+
+    def attempt(layers: Sequence[Layer]) -> Attempt | None:
+        names = sorted({*first.int8.keep_float, *(layer.layer for layer in layers)})
+        found = search(replace(start, keep_float=tuple(names)))
+        return found if found is not None and found.passed else None
+
+    passed = None
+    for ranges in rules if order and first.int8.ranges == "auto" else [first.int8.ranges] if order else ():
+        start = replace(best.int8, ranges=ranges)  # without the worst layers another rule may be the best
+        passed = attempt(order)
+        if passed is not None:
+            break
+    if passed is None:
+        return Repair(passed=None, kept=(), tries=search.tries)
+    too_few, chosen = 0, order
+    while len(chosen) - too_few > 1 and search.tries < MOST_TRIES:
+        middle = (too_few + len(chosen)) // 2
+        if (found := attempt(order[:middle])) is not None:
+            passed, chosen = found, order[:middle]
+        else:
+            too_few = middle
+    for layer in sorted(chosen[:-1], key=cost, reverse=True):
+        if search.tries >= MOST_TRIES:
+            break
+        rest = [other for other in chosen if other is not layer]
+        if (found := attempt(rest)) is not None:
+            passed, chosen = found, rest
+    return Repair(passed=passed, kept=tuple(map(kept, chosen)), tries=search.tries)
+
+
+def cost(layer: Layer) -> float:
+    """What leaving a layer in float costs, as a share of the whole model."""
+    return layer.macs + SIZE * layer.weights + BORDER
+
+
+def candidates(layers: Sequence[Layer], most_macs: float) -> list[Layer]:
+    """The layers worth leaving in float, most noise per cost first, that together fit into `most_macs`."""
+    noisy = sorted((x for x in layers if x.op in WEIGHTED and x.noise > 0.0), key=lambda layer: -layer.noise)
+    total = sum(layer.noise for layer in noisy)
+    worth, explained = [], 0.0
+    for layer in noisy:
+        if explained >= EXPLAINS * total:
+            break
+        worth.append(layer)
+        explained += layer.noise
+    order, macs = [], 0.0
+    for layer in sorted(worth, key=lambda layer: -layer.noise / cost(layer)):
+        if macs + layer.macs <= most_macs:
+            order.append(layer)
+            macs += layer.macs
+    return order
+
+
+def kept(layer: Layer) -> KeptFloat:
+    """A layer as the report lists it."""
+    return KeptFloat(layer=layer.layer, op=layer.op, macs=layer.macs, weights=layer.weights, single_db=layer.single_db)

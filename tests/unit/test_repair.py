@@ -1,0 +1,128 @@
+"""The repair: the fewest multiply-accumulates in float with which the engine passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from edgepack import repair
+from edgepack.explain import Layer
+from edgepack.types import DEFAULT_INT8, Int8Options
+
+
+def layer(name: str, noise: float, macs: float, op: str = "Conv") -> Layer:
+    return Layer(
+        layer=name, op=op, single_db=20.0, single_cosine=0.9, noise=noise, own_db=20.0, entire_db=20.0,
+        entire_cosine=0.9, kernel_db=None, low=0.0, high=1.0, lowest=0.0, highest=1.0, saturated=0.0, macs=macs,
+        weights=macs,
+    )  # fmt: skip
+
+
+LAYERS = (
+    layer("a", 0.5, 0.02),
+    layer("b", 0.2, 0.6),
+    layer("c", 0.1, 0.01),
+    layer("d", 0.05, 0.01),
+    layer("e", 0, 0.3),
+)
+RULES = {"auto": 1.0, "mse": 1.0, "percentile": 1.0, "minmax": 1.0}
+
+
+@dataclass(frozen=True)
+class Try:
+    """An engine whose noise is the sum of its layers', times what the rule for ranges makes of it."""
+
+    int8: Int8Options
+    noise: float
+    most: float
+
+    @property
+    def passed(self) -> bool:
+        return self.noise <= self.most
+
+    @property
+    def sqnr_db(self) -> float:
+        return -10.0 * self.noise
+
+
+class Engine:
+    def __init__(self, most: float, rules: dict[str, float] | None = None) -> None:
+        self.most, self.rules = most, {**RULES, **(rules or {})}
+        self.asked: list[Int8Options] = []
+
+    def __call__(self, int8: Int8Options) -> Try:
+        self.asked.append(int8)
+        noise = sum(x.noise for x in LAYERS if x.layer not in int8.keep_float) * self.rules[int8.ranges]
+        return Try(int8, noise, self.most)
+
+    def repair(self, most_macs: float, int8: Int8Options = DEFAULT_INT8) -> repair.Repair:
+        return repair.repair(self(int8), self, lambda _: LAYERS, most_macs)
+
+
+def test_the_layer_with_most_noise_per_work_is_left_in_float_and_no_other() -> None:
+    found = Engine(most=0.4).repair(0.05)
+
+    assert [kept.layer for kept in found.kept] == ["a"]
+    assert found.passed is not None and found.passed.int8.keep_float == ("a",)
+
+
+def test_as_many_layers_as_needed_are_left_in_float() -> None:
+    assert {kept.layer for kept in Engine(most=0.21).repair(0.05).kept} == {"a", "c", "d"}
+
+
+def test_another_rule_for_ranges_is_free_and_comes_first() -> None:
+    found = Engine(most=0.4, rules={"percentile": 0.3}).repair(0.05)
+
+    assert found.kept == () and found.passed is not None and found.passed.int8.ranges == "percentile"
+
+
+def test_a_rule_that_the_user_chose_is_kept() -> None:
+    engine = Engine(most=0.4, rules={"percentile": 0.3})
+    found = engine.repair(0.05, Int8Options(ranges="minmax"))
+
+    assert {asked.ranges for asked in engine.asked} == {"minmax"}
+    assert [kept.layer for kept in found.kept] == ["a"]
+
+
+def test_layers_beyond_the_budget_stay_in_integers_and_the_repair_fails() -> None:
+    engine = Engine(most=0.1)
+
+    assert engine.repair(0.05).passed is None
+    assert all("b" not in asked.keep_float for asked in engine.asked)
+
+
+def test_with_a_larger_budget_the_large_layer_goes_too() -> None:
+    assert "b" in {kept.layer for kept in Engine(most=0.1).repair(0.7).kept}
+
+
+def test_without_a_ranking_there_is_no_repair_and_no_endless_search() -> None:
+    engine = Engine(most=0.1)
+    found = repair.repair(engine(Int8Options()), engine, lambda _: (), 0.05)
+
+    assert found.passed is None and found.tries == len(repair.OTHER_RANGES)
+
+
+def test_tries_are_bounded() -> None:
+    many = [layer(f"l{i}", 0.01 + i * 1e-5, 0.0001) for i in range(300)]
+
+    def make(int8: Int8Options) -> Try:
+        return Try(int8, 300 - len(int8.keep_float), 150)
+
+    found = repair.repair(make(Int8Options()), make, lambda _: many, 1.0)
+
+    assert found.passed is not None and found.tries <= repair.MOST_TRIES
+
+
+def test_an_engine_that_cannot_keep_a_layer_in_float_is_no_crash() -> None:
+    def make(int8: Int8Options) -> Try | None:
+        return None if int8.keep_float else Try(int8, 1.0, 0.5)
+
+    first = make(Int8Options())
+    assert first is not None
+    assert repair.repair(first, make, lambda _: LAYERS, 0.05).passed is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_same_layers_in_another_order_give_the_same_choice(order: int) -> None:
+    assert [x.layer for x in repair.candidates(LAYERS[::order], 0.05)] == ["a", "c", "d"]
