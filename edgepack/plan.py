@@ -57,6 +57,7 @@ def make_plan(
     dtypes: Mapping[str, str] | None = None,
     weights: Path | None = None,
     python: Path | None = None,
+    signature: str | None = None,
     calibration: Path | None = None,
     samples: Path | None = None,
     preprocess: Mapping[str, Preprocess] | None = None,
@@ -95,7 +96,13 @@ def make_plan(
         name=chosen,
         importer=importer,
         shapes=dict(shapes or {}),
-        options={"weights": weights, "python": python, "dtypes": dict(dtypes or {}), "pythonpath": _site()},
+        options={
+            "weights": weights,
+            "python": python,
+            "signature": signature,
+            "dtypes": dict(dtypes or {}),
+            "pythonpath": _site(),
+        },
         target=target,
         variants=variants,
         refused=refused,
@@ -124,7 +131,7 @@ def find_importer(source: str) -> Importer:
     if path.is_dir():
         raise UsageError(
             f"{source} is a directory, not a model file.",
-            "Give the file inside it, such as model.onnx.",
+            "Give the file inside it, such as model.onnx. (A folder is a model when it is a TensorFlow SavedModel.)",
             id="EP206",
         )
     onnx: Importer = plugins.load("importers", "onnx")

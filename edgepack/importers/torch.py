@@ -16,7 +16,7 @@ from edgepack import process
 from edgepack.cache import digest_of, sha256_file, sha256_text
 from edgepack.errors import ModelError, ToolMissing, UsageError
 from edgepack.importers import factory, pickles, staging
-from edgepack.importers.sniff import Kind, kind_of
+from edgepack.importers.sniff import Kind, kind_of, meant_for
 from edgepack.types import Model
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".pickle", ".safetensors")
@@ -47,15 +47,9 @@ class TorchImporter:
 
     def accepts(self, source: str) -> bool:
         """``package.module:factory``; files that end like PyTorch's; archives and pickles by content."""
-        path = Path(source)
-        if not path.is_file():
-            return factory.is_factory(source)
-        if path.suffix.lower() in SUFFIXES:
+        if factory.is_factory(source):
             return True
-        try:
-            return kind_of(path) in (*KINDS, *PICKLES)
-        except OSError:
-            return False
+        return meant_for(source, (*KINDS, *PICKLES), SUFFIXES)
 
     def digest(self, source: str, options: Mapping[str, Any]) -> str:
         """SHA-256 over the file, or over a factory's code and weights, and over the user's interpreter's torch.
@@ -94,13 +88,7 @@ class TorchImporter:
             exported.mkdir()
             how = {"python": _interpreter(options)}
             staging.run("torch_to_onnx", {**request, "mode": "export"}, exported, folder, **how)
-            fixed = {
-                "model": str(exported / "model.onnx"),
-                "name": request["name"],
-                "shapes": {name: list(sizes) for name, sizes in shapes.items()},
-                "dtypes": dict(dtypes),
-            }
-            staging.run("import_onnx", fixed, out, folder)
+            staging.finish(exported / "model.onnx", request["name"], shapes, dtypes, out, folder)
 
     def reference(self, source: str, model: Model, options: Mapping[str, Any], samples: Path, out: Path) -> None:
         """Run the PyTorch model itself on `samples`."""
