@@ -21,6 +21,8 @@ from edgepack.types import Compiler, Outcome, Precision, Preprocess, Status, Tar
 
 NEEDS_DATA = "INT8 needs real inputs for calibration, and none were given"
 NEEDS_DATA_HINT = "Add --calib DIR_OR_NPZ with some tens of real inputs. edgepack never calibrates on noise."
+ALREADY_QUANTIZED = "the source is quantized already, and this variant can't keep its scales"
+ALREADY_QUANTIZED_HINT = "Its INT8 variants are built with the scales that it has. For others give the float model."
 MANIFEST = "manifest.json"
 
 
@@ -76,7 +78,9 @@ def make_plan(
     for what, path in (("--calib", calibration), ("--samples", samples), ("--weights", weights)):
         if path is not None and not path.exists():
             raise UsageError(f"{what} {path} doesn't exist.", "Check the path.", id="EP204")
-    variants, refused = choose_variants(target, engines, precisions, has_data=calibration is not None)
+    quantized = bool(getattr(importer, "quantized", lambda _: False)(source))
+    has_data = calibration is not None
+    variants, refused = choose_variants(target, engines, precisions, has_data=has_data, quantized=quantized)
     if not variants and any(outcome.reason == NEEDS_DATA for outcome in refused):
         raise CalibrationError(f"{NEEDS_DATA}.", NEEDS_DATA_HINT, id="EP321")
     if not variants:
@@ -144,7 +148,12 @@ def looks_like_factory(source: str) -> bool:
 
 
 def choose_variants(
-    target: Target, engines: Sequence[str], precisions: Sequence[Precision], *, has_data: bool
+    target: Target,
+    engines: Sequence[str],
+    precisions: Sequence[Precision],
+    *,
+    has_data: bool,
+    quantized: bool = False,
 ) -> tuple[tuple[Variant, ...], tuple[Outcome, ...]]:
     """Engine x precision of the profile, narrowed to what was named; refusals keep their reasons."""
     installed = plugins.names("engines")
@@ -164,11 +173,18 @@ def choose_variants(
                 refused.append(_refuse(variant, reason, hint))
             elif precision not in target.precisions:
                 refused.append(_refuse(variant, f"the profile {target.name} doesn't list {precision}", ""))
-            elif precision is Precision.INT8 and not has_data:
+            elif quantized and (precision is not Precision.INT8 or not keeps_scales(engine)):
+                refused.append(_refuse(variant, ALREADY_QUANTIZED, ALREADY_QUANTIZED_HINT))
+            elif precision is Precision.INT8 and not has_data and not quantized:
                 refused.append(_refuse(variant, NEEDS_DATA, NEEDS_DATA_HINT))
             else:
                 variants.append(variant)
     return tuple(variants), tuple(refused)
+
+
+def keeps_scales(engine: str) -> bool:
+    """Whether an engine can take a source that is quantized already, with the scales that it has."""
+    return bool(getattr(plugins.find("engines", engine), "keeps_scales", False))
 
 
 def _refuse(variant: Variant, reason: str, hint: str) -> Outcome:

@@ -149,10 +149,7 @@ class Traced:
         names = dict(zip((value.name for value in made.graph.input), kept, strict=True))
         names |= dict(zip((value.name for value in made.graph.output), self.outputs, strict=True))
         rename(made, names)
-        order = {name: i for i, name in enumerate(inputs)}
-        found = sorted(made.graph.input, key=lambda value: order[value.name])
-        del made.graph.input[:]
-        made.graph.input.extend(found)
+        sort(made.graph.input, inputs)
         return made
 
 
@@ -301,7 +298,16 @@ def from_tflite(request: dict[str, Any]) -> onnx.ModelProto:
         sizes = request["inputs"][value.name]
         for dim, size in zip(value.type.tensor_type.shape.dim, sizes, strict=True):
             dim.dim_value = size
+    sort(made.graph.input, list(request["inputs"]))
+    sort(made.graph.output, request["outputs"])
     return made
+
+
+def sort(values: Any, names: list[str]) -> None:
+    """Bring inputs or outputs into the source's order."""
+    found = sorted(values, key=lambda value: names.index(value.name))
+    del values[:]
+    values.extend(found)
 
 
 def refuse_leftovers(model: onnx.ModelProto, name: str) -> None:
