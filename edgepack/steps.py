@@ -43,8 +43,9 @@ GOLDEN_SAMPLES = 1
 SIMPLIFY_GROWTH = 1.10
 SIMPLIFY_BOUND = Bound(cosine=0.999999, sqnr_db=70.0)
 IMPORT_BOUND = Bound(cosine=0.9999, sqnr_db=40.0)
-# A quantized source's own kernels round every layer to integers; the same scales in float differ by steps of those.
-QUANTIZED_IMPORT_BOUND = Bound(cosine=0.99, sqnr_db=17.0)
+# A quantized source's own kernels round every layer to integers, and float arithmetic with the same scales rounds some
+# values to the step beside: 17 dB after the 50 layers of a ResNet of random weights. Each variant has its bound besides.
+QUANTIZED_IMPORT_BOUND = Bound(cosine=0.97)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,14 @@ def one_line(error: BaseException | str) -> str:
 
 
 def fix(
-    inputs: Sequence[tuple[str, Sequence[int | None] | None]], given: dict[str, Sequence[int]]
+    inputs: Sequence[tuple[str, Sequence[int | None] | None]],
+    given: dict[str, Sequence[int]],
+    unknown: str = "1x224x224x3",
 ) -> dict[str, list[int]]:
     """Every input's sizes: the command line's where an axis is open, 1 for an open first axis (the batch).
 
     `inputs` are (name, axes) with None for an open axis, and for axes where even the rank is open. Raises `Refused`
-    for names and sizes that don't fit, and where an axis stays open.
+    for names and sizes that don't fit, and where an axis stays open; `unknown` is the example for an unknown rank.
     """
     names = dict(inputs)
     for name in given:
@@ -53,7 +55,10 @@ def fix(
             f"input {name!r} has " + (f"open axes {shown(axes)}" if axes is not None else "no shape at all")
             for name, axes in still_open
         )
-        flags = " ".join("--input " + shlex.quote(f"{name}={example(axes)}") for name, axes in still_open)
+        flags = " ".join(
+            "--input " + shlex.quote(f"{name}={unknown if axes is None else example(axes)}")
+            for name, axes in still_open
+        )
         raise Refused(f"{said}: edgepack builds for fixed sizes.", f"Say which, for example: add {flags}", "EP305")
     return fixed
 
@@ -74,10 +79,8 @@ def check(name: str, axes: Sequence[int | None] | None, sizes: Sequence[int]) ->
         )
 
 
-def example(axes: Sequence[int | None] | None) -> str:
+def example(axes: Sequence[int | None]) -> str:
     """Sizes that somebody might mean, channels last: batch 1, pictures of 224, sequences of 128."""
-    if axes is None:
-        return "1x224x224x3"
     usual = 224 if len(axes) == 4 else 128
     guess = [1 if i == 0 else 3 if (i == 3 and len(axes) == 4) else usual for i in range(len(axes))]
     return "x".join(str(guess[i] if axis is None else axis) for i, axis in enumerate(axes))
