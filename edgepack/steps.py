@@ -44,7 +44,7 @@ SIMPLIFY_GROWTH = 1.10
 SIMPLIFY_BOUND = Bound(cosine=0.999999, sqnr_db=70.0)
 IMPORT_BOUND = Bound(cosine=0.9999, sqnr_db=40.0)
 # A quantized source's own kernels round every layer to integers, and float arithmetic with the same scales rounds some
-# values to the step beside: 17 dB after the 50 layers of a ResNet of random weights. Each variant has its bound besides.
+# values to the step beside: 17 dB after the 50 layers of a ResNet of random weights. Each variant has its own bound.
 QUANTIZED_IMPORT_BOUND = Bound(cosine=0.97)
 
 

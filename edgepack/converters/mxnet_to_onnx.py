@@ -153,6 +153,12 @@ class Network:
         inputs = [value for value in model.graph.input if value.name not in held]  # weights are listed there too
         del model.graph.input[:]
         model.graph.input.extend(inputs)
+        names = dict(zip((value.name for value in model.graph.output), self.symbol.list_outputs(), strict=True))
+        for value in model.graph.output:
+            value.name = names[value.name]
+        for node in model.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
         path.write_bytes(model.SerializeToString(deterministic=True))
 
     def reference(self, order: list[str], samples: Path, out: Path) -> None:
