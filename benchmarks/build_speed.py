@@ -23,6 +23,8 @@ from typing import Any
 
 import by_hand
 
+from edgepack import converter
+
 EDGEPACK = Path(sys.executable).parent / "edgepack"
 ENGINES = ("onnxruntime", "tflite", "ncnn")
 
@@ -40,6 +42,7 @@ def main() -> None:
     options.scratch = options.scratch.absolute()
     options.scratch.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # both sides import compiled modules from the second start on
     bench = Bench(options)
     print(f"{os.cpu_count()} cores, load average at the start {load()}")
     if "cold" in parts or "again" in parts:
@@ -98,7 +101,7 @@ class Bench:
     def cold_cache(self, path: Path) -> Path:
         """A new cache with the environments, the downloads and ncnn's compiled harness, and nothing else."""
         shutil.rmtree(path, ignore_errors=True)
-        ignore = shutil.ignore_patterns("steps", "failed", "out", "talk.txt")
+        ignore = shutil.ignore_patterns("steps", "builds", "failed", "out", "talk.txt")
         shutil.copytree(self.prepared, path, ignore=ignore, symlinks=True)
         for note in (self.prepared / "steps").glob("*/*/entry.json"):
             if (note.parent / "files" / "bin" / "edgepack-ncnn").is_file():
@@ -113,9 +116,10 @@ class Bench:
         for name, (version, packages) in by_hand.ENVIRONMENTS.items():
             folder = self.scratch / "by-hand" / name
             if not (folder / "ready").is_file():
-                subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", version, folder], check=True)
-                install = ["uv", "pip", "install", "--quiet", "--python", folder / "bin" / "python", *packages]
-                subprocess.run(install, check=True)
+                env, uv = converter.uv_env(), converter.uv()
+                subprocess.run([uv, "venv", "--quiet", "--clear", "--python", version, folder], check=True, env=env)
+                install = [uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python", *packages]
+                subprocess.run(install, check=True, env=env)
                 (folder / "ready").touch()
             found[name] = folder / "bin" / "python"
         return found

@@ -31,6 +31,10 @@ class Importer(Protocol):
     It may also have ``quantized(source)``, which says whether the source has scales of its own: its INT8 variants then
     need no calibration, and there are no others. ``model.json`` may name an ``origin`` (see `types.Origin`: ``engine``,
     ``file``, ``precision``) and ``zero_points`` of quantized outputs.
+
+    One that can do both in one process has two more functions. ``known_inputs(source, shapes, options)`` gives the model's
+    inputs as far as they are known without it (or ``()``), and ``to_onnx_and_reference(source, shapes, options, samples,
+    out, outputs)`` does ``to_onnx`` and says whether `outputs` has what ``reference`` would have written.
     """
 
     name: str

@@ -28,8 +28,9 @@ from edgepack.plan import BuildPlan
 from edgepack.resources import data
 from edgepack.types import Compiler, Model, Outcome, Precision, SelfTest, Status, Variant, Verdict
 
-# The variants whose emulated self-tests take longest go first, so that no core waits for the last one.
+# Exports before self-tests, and of those the longest first: what is left for the end is short, so that no core waits.
 URGENCY = {Precision.FP16: 2, Precision.FP32: 1, Precision.INT8: 0}
+EXPORT = 2
 FIRST = 3  # what every variant waits for
 
 
@@ -140,7 +141,7 @@ class Line:
         self.seconds: dict[Variant, float] = {}
         add = functools.partial(graph.add, urgency=FIRST)
         self.imported = add("import", lambda: steps.import_model(plan, cache))
-        self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m), self.imported)
+        self.samples = add("samples", lambda m: steps.gather_samples(plan, cache, m.inputs), self.imported)
         self.reference = add(
             "reference", lambda m, s: steps.run_reference(plan, cache, m, s), self.imported, self.samples
         )
@@ -161,6 +162,7 @@ class Line:
             self.samples,
             self.reference,
         )
+        self.cores: dict[str, Future[Entry]] = {}
         self.exports: dict[Variant, Future[Entry]] = {}
         for variant in plan.variants:
             self._export(variant)
@@ -226,18 +228,16 @@ class Line:
                 return steps.export(self.cache, engine, model, variant.precision, data, base_entry)
 
         # A harness that is compiled for its models' layers waits for all of them.
-        urgency = FIRST if engine.runtime_needs_layers else URGENCY[variant.precision]
+        urgency = FIRST if engine.runtime_needs_layers else EXPORT
         self.exports[variant] = self.graph.add(f"export {variant}", work, *needs, urgency=urgency)
         return self.exports[variant]
 
     def _harness(self, name: str) -> Future[Entry]:
-        engine = self.plan.engine(name)
-
+        engine, target, compiler = self.plan.engine(name), self.plan.target, self.compilers[name]
         variants = [variant for variant in self.plan.variants if variant.engine == name]
 
-        def make(layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> Entry:
-            target, compiler = self.plan.target, self.compilers[name]
-            return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs)
+        def make(layers: tuple[str, ...], precisions: tuple[Precision, ...], core: Entry | None = None) -> Entry:
+            return steps.build_harness(self.cache, engine, target, compiler, layers, precisions, self.plan.jobs, core)
 
         def make_for(*settled: Future[Entry]) -> Entry:
             exported = {v: f.result() for v, f in zip(variants, settled, strict=True) if f.exception() is None}
@@ -248,9 +248,18 @@ class Line:
 
         if not engine.runtime_needs_layers:
             precisions = tuple(sorted({v.precision for v in variants}))
-            return self.graph.add(f"harness {name}", lambda: make((), precisions), urgency=FIRST)
+            return self.graph.add(
+                f"harness {name}", lambda c: make((), precisions, c), self._core(compiler), urgency=FIRST
+            )
         exports = (self.exports[variant] for variant in variants)
         return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
+
+    def _core(self, compiler: Compiler) -> Future[Entry]:
+        """What the harnesses of one compiler share; an engine that is compiled along has other options."""
+        if compiler.digest not in self.cores:
+            work = functools.partial(steps.build_core, self.cache, self.plan.target, compiler, self.plan.jobs)
+            self.cores[compiler.digest] = self.graph.add("runtime", work, urgency=FIRST)
+        return self.cores[compiler.digest]
 
     def _config(self, name: str) -> Future[Entry | None]:
         """For those who build the engine themselves: what it needs for the variants that passed."""

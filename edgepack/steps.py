@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from edgepack import artifact as artifacts
 from edgepack import bundle, calibration, converter, emulator, harness, lint, log, plugins, verify
 from edgepack import preprocess as preprocessing
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_file, sha256_text, tree_digests
-from edgepack.errors import ModelError, ToolFailed, Unsupported, VariantError
+from edgepack.errors import EdgepackError, ModelError, ToolFailed, Unsupported, VariantError
 from edgepack.interfaces import Engine
 from edgepack.plan import BuildPlan
 from edgepack.types import (
@@ -34,6 +35,7 @@ from edgepack.types import (
     Preprocess,
     SelfTest,
     Target,
+    TensorSpec,
     Variant,
 )
 
@@ -84,28 +86,63 @@ def import_model(plan: BuildPlan, cache: Cache) -> Model:
             "dtypes": plan.options["dtypes"],
         },
     )
-    entry = cache.output(step, lambda out: importer.to_onnx(plan.source, plan.shapes, plan.options, out))
-    return read_model(entry)
+    return read_model(cache.output(step, lambda out: _import(plan, cache, out)))
+
+
+def _import(plan: BuildPlan, cache: Cache, out: Path) -> None:
+    """Import, and where one process can also give the source's own outputs, finish that step here as well."""
+    importer = plan.importer
+    early = _early_samples(plan, cache)
+    if early is None:
+        return importer.to_onnx(plan.source, plan.shapes, plan.options, out)
+    inputs, samples = early
+    outputs = out.parent / f"{out.name}.outputs"
+    outputs.mkdir()
+    ran = importer.to_onnx_and_reference(plan.source, plan.shapes, plan.options, samples.verify, out, outputs)
+    model = _model(out, "")
+    if ran and model.inputs == inputs:
+        cache.output(_reference_step(plan, model, samples), lambda into: _move(outputs, into))
+    shutil.rmtree(outputs)
+
+
+def _early_samples(plan: BuildPlan, cache: Cache) -> tuple[tuple[TensorSpec, ...], Samples] | None:
+    """The model's inputs and its samples, where an importer wants them before the model is there."""
+    if not hasattr(plan.importer, "to_onnx_and_reference"):
+        return None
+    inputs = plan.importer.known_inputs(plan.source, plan.shapes, plan.options)
+    try:
+        return (inputs, gather_samples(plan, cache, inputs)) if inputs else None
+    except EdgepackError:  # said again, with the model's own inputs, after what may be wrong with the model
+        return None
+
+
+def _move(folder: Path, into: Path) -> None:
+    for path in folder.iterdir():
+        path.rename(into / path.name)
 
 
 def read_model(entry: Entry) -> Model:
     """The model of an import or simplify step."""
-    facts = json.loads((entry.path / "model.json").read_text())
+    return _model(entry.path, entry.digest)
+
+
+def _model(folder: Path, digest: str) -> Model:
+    facts = json.loads((folder / "model.json").read_text())
     origin = facts.get("origin")
     return Model(
-        path=entry.path / "model.onnx",
-        digest=entry.digest,
+        path=folder / "model.onnx",
+        digest=digest,
         opset=facts["opset"],
         inputs=tuple(bundle.spec_from(item) for item in facts["inputs"]),
         outputs=tuple(bundle.spec_from(item) for item in facts["outputs"]),
         operators=tuple(facts["operators"]),
         zero_points=tuple(facts.get("zero_points", ())),
         origin=origin
-        and Origin(engine=origin["engine"], path=entry.path / origin["file"], precision=Precision(origin["precision"])),
+        and Origin(engine=origin["engine"], path=folder / origin["file"], precision=Precision(origin["precision"])),
     )
 
 
-def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
+def gather_samples(plan: BuildPlan, cache: Cache, inputs: tuple[TensorSpec, ...]) -> Samples:
     """User's data -> tensor folders for calibration and for verification, which are disjoint when data suffice."""
     sources = {"calibration": plan.calibration, "samples": plan.samples}
     step = Step(
@@ -115,13 +152,13 @@ def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
         inputs={k: calibration.from_source_digest(path) for k, path in sources.items() if path is not None},
         params={
             "code": [plugins.module_digest(calibration.__name__), plugins.module_digest(preprocessing.__name__)],
-            "inputs": [asdict(spec) for spec in model.inputs],
+            "inputs": [asdict(spec) for spec in inputs],
             "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
             "limit": CALIBRATION_LIMIT,
             "verify": VERIFY_SAMPLES,
         },
     )
-    entry = cache.output(step, lambda out: _write_samples(plan, model, out))
+    entry = cache.output(step, lambda out: _write_samples(plan, inputs, out))
     facts = json.loads((entry.path / "facts.json").read_text())
     verify_folder, calib_folder = entry.path / "verify", entry.path / "calibration"
     return Samples(
@@ -137,26 +174,24 @@ def gather_samples(plan: BuildPlan, cache: Cache, model: Model) -> Samples:
     )
 
 
-def _write_samples(plan: BuildPlan, model: Model, out: Path) -> None:
+def _write_samples(plan: BuildPlan, inputs: tuple[TensorSpec, ...], out: Path) -> None:
     verify_folder, calib_folder, gathered = out / "verify", out / "calibration", out / "all"
     facts: dict[str, Any] = {"synthetic": False, "calibration": 0}
     if plan.samples is not None:
         gathered_count = calibration.gather(
-            plan.samples, model.inputs, dict(plan.preprocess), verify_folder, limit=CALIBRATION_LIMIT
+            plan.samples, inputs, dict(plan.preprocess), verify_folder, limit=CALIBRATION_LIMIT
         )
         facts["verify"] = gathered_count
     if plan.calibration is not None:
         target = calib_folder if plan.samples is not None else gathered
-        count = calibration.gather(
-            plan.calibration, model.inputs, dict(plan.preprocess), target, limit=CALIBRATION_LIMIT
-        )
+        count = calibration.gather(plan.calibration, inputs, dict(plan.preprocess), target, limit=CALIBRATION_LIMIT)
         facts["calibration"] = count
         if plan.samples is None:
             used, held = calibration.split(gathered, count, calib_folder, verify_folder, verify=VERIFY_SAMPLES)
             facts |= {"calibration": used, "verify": held}
             _remove(gathered)
     if plan.calibration is None and plan.samples is None:
-        calibration.synthetic(model.inputs, dict(plan.preprocess), verify_folder, count=VERIFY_SAMPLES)
+        calibration.synthetic(inputs, dict(plan.preprocess), verify_folder, count=VERIFY_SAMPLES)
         facts |= {"verify": VERIFY_SAMPLES, "synthetic": True}
     (out / "facts.json").write_text(json.dumps(facts, sort_keys=True))
 
@@ -169,8 +204,14 @@ def _remove(folder: Path) -> None:
 
 def run_reference(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> Entry:
     """The source framework's own outputs on the verification samples: what everything is compared with."""
+    step = _reference_step(plan, model, samples)
+    make = functools.partial(plan.importer.reference, plan.source, model, plan.options, samples.verify)
+    return cache.output(step, make)
+
+
+def _reference_step(plan: BuildPlan, model: Model, samples: Samples) -> Step:
     importer = plan.importer
-    step = Step(
+    return Step(
         name="reference",
         version="1",
         title="run the source in its own framework",
@@ -181,7 +222,6 @@ def run_reference(plan: BuildPlan, cache: Cache, model: Model, samples: Samples)
             "outputs": [asdict(spec) for spec in model.outputs],
         },
     )
-    return cache.output(step, lambda out: importer.reference(plan.source, model, plan.options, samples.verify, out))
 
 
 def run_onnx(cache: Cache, model: Model, samples: Samples, title: str) -> Entry:
@@ -340,6 +380,14 @@ def _check(engine: Engine, found: Artifact, model: Model, samples: Samples, refe
     (out / "verify.json").write_text(json.dumps(content, sort_keys=True))
 
 
+def build_core(cache: Cache, target: Target, compiler: Compiler, jobs: int) -> Entry:
+    """Cross-compile what all harnesses of this target and compiler share."""
+    inputs, params = harness.core_key(target, compiler)
+    title = f"runtime for {target.name} with {compiler.description}"
+    step = Step(name="runtime", version="1", title=title, inputs=inputs, params=params)
+    return cache.output(step, lambda out: harness.build_core(target, compiler, out, jobs))
+
+
 def build_harness(
     cache: Cache,
     engine: Engine,
@@ -348,6 +396,7 @@ def build_harness(
     layers: tuple[str, ...],
     precisions: tuple[Precision, ...],
     jobs: int,
+    core: Entry | None = None,
 ) -> Entry:
     """Cross-compile the harness of one engine, and collect the libraries it ships with."""
     spec = engine.runtime(target, layers, precisions)
@@ -359,7 +408,8 @@ def build_harness(
         inputs=inputs,
         params=params,
     )
-    return cache.output(step, lambda out: harness.build(engine.name, spec, target, compiler, out, jobs))
+    shared = None if core is None else core.path / harness.CORE
+    return cache.output(step, lambda out: harness.build(engine.name, spec, target, compiler, out, jobs, shared))
 
 
 def build_config(cache: Cache, engine: Engine, kept: Mapping[str, Checked]) -> Entry | None:

@@ -66,6 +66,4 @@ Status check_cpu(std::string_view wanted, bool (*has)(std::string_view)) {
                                   ", which this one lacks: build the bundle for a target that describes this device"};
 }
 
-std::string_view needed_cpu_features() { return EDGEPACK_CPU_FEATURES; }
-
 }  // namespace edgepack

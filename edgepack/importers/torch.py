@@ -17,7 +17,7 @@ from edgepack.cache import digest_of, sha256_file, sha256_text
 from edgepack.errors import ModelError, ToolMissing, UsageError
 from edgepack.importers import factory, pickles, staging
 from edgepack.importers.sniff import Kind, kind_of, meant_for
-from edgepack.types import Model
+from edgepack.types import Model, TensorSpec
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".pickle", ".safetensors")
 KINDS = {Kind.TORCHSCRIPT: "torchscript", Kind.PT2: "pt2"}
@@ -44,6 +44,7 @@ class TorchImporter:
 
     def __init__(self) -> None:
         self._known: dict[Any, str] = {}
+        self._harmless: set[tuple[int, ...]] = set()  # stamps of files whose pickles were read through
 
     def accepts(self, source: str) -> bool:
         """``package.module:factory``; files that end like PyTorch's; archives and pickles by content."""
@@ -74,6 +75,38 @@ class TorchImporter:
         self, source: str, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any], out: Path
     ) -> None:
         """Write ``model.onnx`` and ``model.json`` to `out`. Raises `ModelError` and `UsageError`."""
+        self._to_onnx(source, shapes, options, out, {})
+
+    def known_inputs(
+        self, source: str, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+    ) -> tuple[TensorSpec, ...]:
+        """The inputs that the user named, where they are all that the model has; an exported program knows its own."""
+        if not factory.is_factory(source) and kind_of(Path(source)) is not Kind.TORCHSCRIPT:
+            return ()
+        dtypes = options.get("dtypes") or {}
+        return tuple(TensorSpec(name=n, dtype=dtypes.get(n, "float32"), shape=s) for n, s in shapes.items())
+
+    def to_onnx_and_reference(
+        self,
+        source: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        options: Mapping[str, Any],
+        samples: Path,
+        out: Path,
+        outputs: Path,
+    ) -> bool:
+        """`to_onnx`, and `reference` on `samples` in the same process, which imports torch once; False if that failed."""
+        beside = {"samples": str(samples), "outputs": str(outputs)}
+        return bool(self._to_onnx(source, shapes, options, out, beside).get("ran"))
+
+    def _to_onnx(
+        self,
+        source: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        options: Mapping[str, Any],
+        out: Path,
+        beside: Mapping[str, str],
+    ) -> dict[str, Any]:
         dtypes = options.get("dtypes") or {}
         with staging.staged(out) as folder:
             request = self._request(source, shapes, options, folder)
@@ -87,8 +120,9 @@ class TorchImporter:
             exported = folder / "exported"
             exported.mkdir()
             how = {"python": _interpreter(options)}
-            staging.run("torch_to_onnx", {**request, "mode": "export"}, exported, folder, **how)
+            result = staging.run("torch_to_onnx", {**request, **beside, "mode": "export"}, exported, folder, **how)
             staging.finish(exported / "model.onnx", request["name"], shapes, dtypes, out, folder)
+        return result
 
     def reference(self, source: str, model: Model, options: Mapping[str, Any], samples: Path, out: Path) -> None:
         """Run the PyTorch model itself on `samples`."""
@@ -157,7 +191,8 @@ class TorchImporter:
             raise _pickle(path, found, named)
         elif found not in KINDS:
             raise staging.mislabelled(path, found, "a PyTorch model", named.name)
-        if found in (*PICKLES, Kind.PT2):
+        stamp = staging.stamp(path)
+        if found in (*PICKLES, Kind.PT2) and stamp not in self._harmless:
             bad = _globals(path, named)
             if bad:
                 raise ModelError(
@@ -166,6 +201,7 @@ class TorchImporter:
                     "(torch.save(model.state_dict(), FILE)) or as safetensors.",
                     id="EP309",
                 )
+            self._harmless.add(stamp)
 
 
 def _pickle(path: Path, found: Kind, named: Path) -> ModelError:
