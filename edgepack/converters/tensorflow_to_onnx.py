@@ -45,6 +45,7 @@ The graph is traced at fixed sizes, so that tf2onnx folds every computation with
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 from surface import Refused, distinct, fix, one_line, shown
@@ -122,7 +124,7 @@ class Traced:
 
         self.function = tf.function(flat, input_signature=self.specs)
         try:
-            self.function.get_concrete_function()
+            self.traced = self.function.get_concrete_function()
         except Exception as error:
             said = ", ".join(f"{name} {spec.dtype.name} {shown(fixed[name])}" for name, spec in self.inputs)
             raise Refused(
@@ -140,6 +142,8 @@ class Traced:
         except Exception as error:
             raise unconvertible(self.name, error) from error
         refuse_leftovers(made, self.name)
+        hold(made.graph, {inner.name: value for value, inner in self.traced.graph.captures})
+        fold_scales(made.graph)
         inputs = [name for name, _ in self.inputs]
         renamed = {f"edgepack_in_{i}": name for i, name in enumerate(inputs)}
         kept = [renamed[value.name.partition(":")[0]] for value in made.graph.input]
@@ -161,6 +165,8 @@ class Keras(Traced):
         import keras
         import tensorflow as tf
 
+        if request["mode"] == "export":
+            without_xla(tf)
         try:
             model = keras.models.load_model(request["source"], compile=False, safe_mode=True)
         except Exception as error:
@@ -197,6 +203,17 @@ class Keras(Traced):
                 if isinstance(layer, keras.layers.RNN):
                     layer.unroll = False
             self.fix(request["shapes"])
+
+
+def without_xla(tf: Any) -> None:
+    """Keras has XLA compile grouped convolutions, into calls that can't be taken apart again. For a graph that is only
+    looked at, nothing needs to be compiled."""
+    function = tf.function
+
+    def plain(*args: Any, jit_compile: bool | None = None, **options: Any) -> Any:
+        return function(*args, **options)
+
+    tf.function = plain
 
 
 def tensor_names(tensors: list[Any], structure: Any) -> list[str]:
@@ -308,6 +325,44 @@ def sort(values: Any, names: list[str]) -> None:
     found = sorted(values, key=lambda value: names.index(value.name))
     del values[:]
     values.extend(found)
+
+
+def hold(graph: onnx.GraphProto, captured: dict[str, Any]) -> None:
+    """Make weights of constants that the traced function took from outside, which tf2onnx leaves as inputs."""
+    for value in [value for value in graph.input if value.name in captured]:
+        graph.initializer.append(onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name))
+        graph.input.remove(value)
+
+
+def fold_scales(graph: onnx.GraphProto) -> None:
+    """Put the factor per channel after a convolution into its weights: what batch normalisation leaves after
+    depthwise convolutions, where TensorFlow's own folding stops."""
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    users = Counter(name for node in graph.node for name in node.input)
+    users.update(value.name for value in graph.output)
+    makers = {node.output[0]: node for node in graph.node if node.op_type == "Conv"}
+    for node in [node for node in graph.node if node.op_type == "Mul"]:
+        for value, factor in (node.input, reversed(node.input)):
+            conv = makers.get(value)
+            if conv is None or factor not in held or users[value] > 1 or any(users[n] > 1 for n in conv.input[1:]):
+                continue
+            if any(name not in held for name in conv.input[1:]):
+                continue
+            weights = onnx.numpy_helper.to_array(held[conv.input[1]])
+            scale = onnx.numpy_helper.to_array(held[factor])
+            channels = len(weights)
+            if scale.dtype != weights.dtype or scale.shape not in ((), (1,), (channels, 1, 1), (1, channels, 1, 1)):
+                continue
+            scale = np.broadcast_to(scale.reshape(-1), channels)
+            scaled = weights * scale.reshape(-1, *[1] * (weights.ndim - 1))
+            held[conv.input[1]].CopyFrom(onnx.numpy_helper.from_array(scaled, conv.input[1]))
+            if len(conv.input) > 2:
+                bias = onnx.numpy_helper.to_array(held[conv.input[2]]) * scale
+                held[conv.input[2]].CopyFrom(onnx.numpy_helper.from_array(bias, conv.input[2]))
+            conv.output[0] = node.output[0]
+            makers[node.output[0]] = conv
+            graph.node.remove(node)
+            break
 
 
 def refuse_leftovers(model: onnx.ModelProto, name: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from edgepack import process
 from edgepack.cache import digest_of, sha256_file, sha256_text
 from edgepack.errors import ModelError, ToolMissing, UsageError
-from edgepack.importers import factory, pickles, staging
+from edgepack.importers import factory, pickles, shards, staging
 from edgepack.importers.sniff import Kind, kind_of, meant_for
 from edgepack.types import Model, TensorSpec
 
@@ -140,9 +140,9 @@ class TorchImporter:
         kind, files = self._look(source, options)
         copies = []
         for i, path in enumerate(files):
+            copies.append(folder / "files" / f"{i:05}{path.suffix}")
             with path.open("rb") as stream:
-                staging.copy(stream, folder / f"{i}{path.suffix}")
-            copies.append(folder / f"{i}{path.suffix}")
+                staging.copy(stream, copies[-1])
             if sha256_file(copies[-1]) != sha256_file(path):
                 raise ModelError(f"{path} changed while it was read.", "Run the command again.", id="EP312")
         if copies:  # what was looked at must be what the child gets
@@ -153,7 +153,9 @@ class TorchImporter:
             "kind": kind,
             "source": source if kind == "factory" else str(copies[0]),
             "name": source if kind == "factory" else Path(source).name,
-            "weights": str(copies[0]) if kind == "factory" and copies else None,
+            "weights": str(copies[0] if len(copies) == 1 else copies[0].parent)
+            if kind == "factory" and copies
+            else None,
             "weights_name": Path(weights).name if weights is not None else "",
             "inputs": [
                 {"name": name, "shape": list(shape), "dtype": dtypes.get(name, "float32")}
@@ -169,8 +171,9 @@ class TorchImporter:
         if factory.is_factory(source):
             files = []
             if weights is not None:
-                files = [staging.readable(str(weights))]
-                self._check(files[0], "factory", files[0])
+                files = shards.files(Path(weights))
+                for file in files:
+                    self._check(file, "factory", file)
             return "factory", files
         path = staging.readable(source)
         if weights is not None:
