@@ -81,6 +81,7 @@ def model_options(command: F) -> F:
             click.option("--weights", type=click.Path(path_type=Path), help="State dict for package.module:factory."),
             click.option("--python", type=click.Path(path_type=Path), help="Interpreter that has the model's code."),
             click.option("--results", type=click.Path(path_type=Path), help="Figures of `bench`, to compare INT8 by."),
+            click.option("--signature", help="Which signature of a SavedModel; default: serving_default."),
             click.option("--name", help="Name of the bundle; default: from the model's file name."),
             click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Folder for it."),
             click.option("--jobs", "-j", type=click.IntRange(1), help="Steps at the same time; default: cores."),
@@ -98,7 +99,8 @@ def model_options(command: F) -> F:
 def build(as_json: bool, dry_run: bool, **options: Any) -> None:
     """Turn MODEL into a bundle for a target.
 
-    MODEL is an .onnx file, a .pt2 or TorchScript file, or package.module:factory.
+    MODEL is an ONNX, PyTorch (.pt2, TorchScript), Keras (.keras, .h5), TFLite or MXNet (-symbol.json) file, a
+    SavedModel folder, or package.module:factory. What a file is, its content says, not its name.
     """
     from edgepack import pipeline, report
     from edgepack.cache import Cache

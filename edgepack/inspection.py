@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgepack import bundle, plan
 from edgepack.cache import sha256_file
+from edgepack.importers import tflite_file
 
 
 def inspect(path: Path) -> dict[str, Any]:
     """Facts about a model or a bundle. Raises `UsageError`, `ModelError` or `IntegrityError`."""
-    if path.is_dir():
+    if path.is_dir() and not (path / "saved_model.pb").is_file():
         return _bundle(path)
     importer = plan.find_importer(str(path))
     facts = {
         "kind": importer.name,
         "path": str(path),
-        "size": path.stat().st_size,
+        "size": path.stat().st_size if path.is_file() else bundle.tree_size(path),
         "digest": importer.digest(str(path), {}),
     }
-    return {**facts, **(_onnx(path) if importer.name == "onnx" else {"sha256": sha256_file(path)})}
+    if importer.name == "onnx":
+        return {**facts, **_onnx(path)}
+    more = {"sha256": sha256_file(path)} if path.is_file() else {}
+    return {**facts, **more, **(_tflite(path) if importer.name == "tflite" else {})}
 
 
 def _bundle(path: Path) -> dict[str, Any]:
@@ -45,6 +50,15 @@ def _bundle(path: Path) -> dict[str, Any]:
         "inputs": manifest["inputs"],
         "outputs": manifest["outputs"],
         "variants": variants,
+    }
+
+
+def _tflite(path: Path) -> dict[str, Any]:
+    found = tflite_file.read(path)
+    return {
+        "precision": str(found.precision),
+        "inputs": [asdict(tensor.spec) for tensor in found.inputs],
+        "outputs": [asdict(tensor.spec) for tensor in found.outputs],
     }
 
 

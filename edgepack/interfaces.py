@@ -29,6 +29,10 @@ from edgepack.types import (
 class Importer(Protocol):
     """Turns one kind of source into ONNX and runs the source in its own framework.
 
+    It may also have ``quantized(source)``, which says whether the source has scales of its own: its INT8 variants then
+    need no calibration, and there are no others. ``model.json`` may name an ``origin`` (see `types.Origin`: ``engine``,
+    ``file``, ``precision``) and ``zero_points`` of quantized outputs.
+
     One that can do both in one process has two more functions. ``known_inputs(source, shapes, options)`` gives the model's
     inputs as far as they are known without it (or ``()``), and ``to_onnx_and_reference(source, shapes, options, samples,
     out, outputs)`` does ``to_onnx`` and says whether `outputs` has what ``reference`` would have written.
@@ -95,7 +99,8 @@ class Engine(Protocol):
     """One inference engine: exports its files, runs them on the host, and tells what its harness needs.
 
     It may also have ``build_config(artifacts, out)``, which writes to `out` what a user needs for building a smaller
-    engine for these artifacts (by variant name), and ``build_config_tools``, the converter scripts for it.
+    engine for these artifacts (by variant name), and ``build_config_tools``, the converter scripts for it. With
+    ``keeps_scales = True`` it takes sources that are quantized already as its INT8 variant.
     """
 
     name: str

@@ -33,6 +33,8 @@ from edgepack.types import (
 
 NEEDS_DATA = "INT8 needs real inputs for calibration, and none were given"
 NEEDS_DATA_HINT = "Add --calib DIR_OR_NPZ with some tens of real inputs. edgepack never calibrates on noise."
+ALREADY_QUANTIZED = "the source is quantized already, and this variant can't keep its scales"
+ALREADY_QUANTIZED_HINT = "Its INT8 variants are built with the scales that it has. For others give the float model."
 MANIFEST = "manifest.json"
 
 
@@ -72,6 +74,7 @@ def make_plan(
     dtypes: Mapping[str, str] | None = None,
     weights: Path | None = None,
     python: Path | None = None,
+    signature: str | None = None,
     calibration: Path | None = None,
     samples: Path | None = None,
     preprocess: Mapping[str, Preprocess] | None = None,
@@ -90,17 +93,15 @@ def make_plan(
     takes) and `CalibrationError` (INT8 named without calibration data).
     """
     importer = find_importer(source)
-    for what, path in (
-        ("--calib", calibration),
-        ("--samples", samples),
-        ("--weights", weights),
-        ("--results", results),
-    ):
+    given = {"--calib": calibration, "--samples": samples, "--weights": weights, "--results": results}
+    for what, path in given.items():
         function = what in ("--calib", "--samples")
         if path is not None and not path.exists() and not (function and looks_like_factory(str(path))):
             hint = "Check the path, or give package.module:function." if function else "Check the path."
             raise UsageError(f"{what} {path} doesn't exist.", hint, id="EP204")
-    variants, refused = choose_variants(target, engines, precisions, has_data=calibration is not None)
+    quantized = bool(getattr(importer, "quantized", lambda _: False)(source))
+    has_data = calibration is not None
+    variants, refused = choose_variants(target, engines, precisions, has_data=has_data, quantized=quantized)
     if not variants and any(outcome.reason == NEEDS_DATA for outcome in refused):
         raise CalibrationError(f"{NEEDS_DATA}.", NEEDS_DATA_HINT, id="EP321")
     if not variants:
@@ -120,7 +121,13 @@ def make_plan(
         name=chosen,
         importer=importer,
         shapes=dict(shapes or {}),
-        options={"weights": weights, "python": python, "dtypes": dict(dtypes or {}), "pythonpath": _site()},
+        options={
+            "weights": weights,
+            "python": python,
+            "signature": signature,
+            "dtypes": dict(dtypes or {}),
+            "pythonpath": _site(),
+        },
         target=target,
         variants=variants,
         refused=refused,
@@ -152,7 +159,7 @@ def find_importer(source: str) -> Importer:
     if path.is_dir():
         raise UsageError(
             f"{source} is a directory, not a model file.",
-            "Give the file inside it, such as model.onnx.",
+            "Give the file inside it, such as model.onnx. (A folder is a model when it is a TensorFlow SavedModel.)",
             id="EP206",
         )
     onnx: Importer = plugins.load("importers", "onnx")
@@ -165,7 +172,12 @@ def looks_like_factory(source: str) -> bool:
 
 
 def choose_variants(
-    target: Target, engines: Sequence[str], precisions: Sequence[Precision], *, has_data: bool
+    target: Target,
+    engines: Sequence[str],
+    precisions: Sequence[Precision],
+    *,
+    has_data: bool,
+    quantized: bool = False,
 ) -> tuple[tuple[Variant, ...], tuple[Outcome, ...]]:
     """Engine x precision of the profile, narrowed to what was named; refusals keep their reasons."""
     installed = plugins.names("engines")
@@ -185,11 +197,18 @@ def choose_variants(
                 refused.append(_refuse(variant, reason, hint))
             elif precision not in target.precisions:
                 refused.append(_refuse(variant, f"the profile {target.name} doesn't list {precision}", ""))
-            elif precision is Precision.INT8 and not has_data:
+            elif quantized and (precision is not Precision.INT8 or not keeps_scales(engine)):
+                refused.append(_refuse(variant, ALREADY_QUANTIZED, ALREADY_QUANTIZED_HINT))
+            elif precision is Precision.INT8 and not has_data and not quantized:
                 refused.append(_refuse(variant, NEEDS_DATA, NEEDS_DATA_HINT))
             else:
                 variants.append(variant)
     return tuple(variants), tuple(refused)
+
+
+def keeps_scales(engine: str) -> bool:
+    """Whether an engine can take a source that is quantized already, with the scales that it has."""
+    return bool(getattr(plugins.find("engines", engine), "keeps_scales", False))
 
 
 def _refuse(variant: Variant, reason: str, hint: str) -> Outcome:

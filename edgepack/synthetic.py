@@ -1,7 +1,7 @@
 """Made-up samples for verification when the user gives no data: the same bytes for the same model, every time.
 
 Pictures are smooth noise in the declared range, or of mean 0 and deviation 1 without a declaration; other floats are
-normal; whole numbers are 0..9 (0..255 for uint8), masks are 1, sample rates are 16000. They show whether a float
+normal; whole numbers are 0..9 (of 8 bits: any), masks are 1, sample rates are 16000. They show whether a float
 conversion computes the same, and say nothing about accuracy on real data; INT8 is never calibrated on them.
 """
 
@@ -39,7 +39,8 @@ def sample(spec: TensorSpec, declared: Preprocess | None, random: np.random.Gene
             return np.ones(spec.shape, dtype)
         if name in SAMPLE_RATES:
             return np.full(spec.shape, min(16000, np.iinfo(dtype).max), dtype)
-        return random.integers(0, 256 if dtype == np.uint8 else IDS, spec.shape).astype(dtype)
+        low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.itemsize == 1 else (0, IDS)
+        return random.integers(low, high, spec.shape).astype(dtype)
     layout = preprocess.guess_layout(spec.shape)
     if layout is None:
         return np.asarray(random.standard_normal(spec.shape)).astype(dtype)

@@ -62,8 +62,20 @@ class Preprocess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A source that is one engine's own format already: that engine's variant of `precision` is the file as it is."""
+
+    engine: str
+    path: Path
+    precision: Precision
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """An ONNX file with fixed shapes, one file, and what is known about it."""
+    """An ONNX file with fixed shapes, one file, and what is known about it.
+
+    ``zero_points`` are those of quantized outputs, 0 for others; none for a source without quantized outputs.
+    """
 
     path: Path
     digest: str
@@ -71,6 +83,8 @@ class Model:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: tuple[str, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

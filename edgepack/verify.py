@@ -22,24 +22,27 @@ QUIET = 0.01  # a sample below this share of the largest one's norm is next to n
 WORST_SAMPLE = 0.5  # how much further than the pooled bound (1 - cosine) one single sample may be, times ten
 
 
-def compare(specs: tuple[TensorSpec, ...], reference: Path, outputs: Path) -> tuple[Metric, ...]:
-    """Compare two tensor folders output by output."""
+def compare(
+    specs: tuple[TensorSpec, ...], reference: Path, outputs: Path, zero_points: tuple[int, ...] = ()
+) -> tuple[Metric, ...]:
+    """Compare two tensor folders output by output; `zero_points` are what quantized outputs hold for 0."""
     return tuple(
         measure(
             spec.name,
             np.load(reference / f"{index}.npy", mmap_mode="r", allow_pickle=False),
             np.load(outputs / f"{index}.npy", mmap_mode="r", allow_pickle=False),
+            zero_points[index] if zero_points else 0,
         )
         for index, spec in enumerate(specs)
     )
 
 
-def measure(name: str, reference: Array, output: Array) -> Metric:
+def measure(name: str, reference: Array, output: Array, zero_point: int = 0) -> Metric:
     """Compare one output; both arrays are [samples, *shape]. Raises `ValueError` when the shapes differ."""
     if reference.shape != output.shape:
         raise ValueError(f"output {name!r} has shape {output.shape[1:]}, the source's is {reference.shape[1:]}")
-    wanted = reference.reshape(len(reference), -1).astype(np.float64)
-    got = output.reshape(len(output), -1).astype(np.float64)
+    wanted = reference.reshape(len(reference), -1).astype(np.float64) - zero_point
+    got = output.reshape(len(output), -1).astype(np.float64) - zero_point
     finite = bool(np.isfinite(got).all() or (np.isfinite(wanted) == np.isfinite(got)).all())
     if not finite:
         return Metric(

@@ -290,9 +290,15 @@ class LiteRt final : public Backend {
       EDGEPACK_TRY(done(api_.tensor_name(found, &tensor_name), "name a tensor"));
       EDGEPACK_TRY(done((in ? api_.input_name : api_.output_name)(signature, index, &signature_name), "name a tensor"));
       EDGEPACK_TRY(done(api_.ranked_type(found, &type), "describe a tensor"));
+      const auto is_it = [&](const Tensor& tensor) {
+        return tensor.engine_name == tensor_name || tensor.engine_name == signature_name;
+      };
+      for (const Tensor& tensor : tensors) {
+        if (is_it(tensor)) close_axes(tensor.engine_shape, &type);
+      }
       EDGEPACK_TRY(make_buffer(index, type, in, &side->buffers[index]));
       for (size_t i = 0; i < tensors.size(); ++i) {
-        if (tensors[i].engine_name != tensor_name && tensors[i].engine_name != signature_name) continue;
+        if (!is_it(tensors[i])) continue;
         EDGEPACK_TRY(check(tensors[i], type, side->buffers[index]));
         EDGEPACK_TRY(done(api_.host_memory(side->buffers[index], &side->memory[i]), "show a tensor's memory"));
       }
@@ -306,6 +312,15 @@ class LiteRt final : public Backend {
     if (!in || count == tensors.size()) return ok();
     return {EDGEPACK_ENGINE_ERROR,
             "the model has " + std::to_string(count) + " inputs, variant.txt lists " + std::to_string(tensors.size())};
+  }
+
+  // A file may leave axes open (-1); LiteRT then runs it with the sizes that it also holds, which are the descriptor's.
+  static void close_axes(const Shape& shape, RankedTensorType* type) {
+    if (shape.size() != type->layout.rank || shape.size() > kLiteRtMaxRank) return;
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+      int32_t& size = type->layout.dimensions[axis];
+      if (size < 0) size = static_cast<int32_t>(shape[axis]);
+    }
   }
 
   Status make_buffer(size_t index, const RankedTensorType& type, bool in, TensorBufferT** buffer) {

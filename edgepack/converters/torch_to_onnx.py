@@ -4,6 +4,8 @@
 #     "torch==2.13.0",
 #     "numpy==2.4.6",
 #     "onnx==1.23.2",
+#     "onnxruntime==1.31.1",
+#     "flatbuffers==25.12.19",
 #     "onnxscript==0.7.2",
 #     "onnx-ir==1.1.0",
 #     "safetensors==0.8.0",
@@ -24,7 +26,7 @@
 """Run a PyTorch model, or export it to ONNX. Works under the user's own interpreter too.
 
 Request: ``mode`` (``export`` or ``reference``), ``kind`` (``pt2``, ``torchscript`` or ``factory``), ``source`` (file,
-or ``package.module:factory``), ``weights`` (state dict, or null), ``inputs`` (list of name, shape, dtype: the inputs
+or ``package.module:factory``), ``weights`` (state dict, a folder of safetensors, or null), ``inputs`` (list of name, shape, dtype: the inputs
 of ``forward`` in order; for ``pt2`` only what its signature leaves open), ``cwd`` and ``pythonpath`` (where a factory's
 code is found), ``samples`` (tensor folder, for ``reference``). ``export`` writes ``model.onnx``; ``reference`` writes a
 tensor folder. ``result.json`` holds ``notes``, or ``error`` (kind, id, message, hint).
@@ -58,6 +60,7 @@ TRACED_OPSET = 17
 EXPORTED_OPSET = 18  # torch 2.13 writes 18 and only logs that it couldn't go lower
 OLDEST = (2, 6)  # before it, weights_only=True could be broken out of (CVE-2025-32434)
 ARCHIVES = "torch.export.pt2_archive._package"
+GOOD = 80.0  # dB between a module's outputs and its ONNX form's: float32's rounding; no other exporter can do better
 WRAPPED = ("state_dict", "model_state_dict", "model", "net", "module")  # where training scripts put the state dict
 
 
@@ -228,7 +231,7 @@ class Network:
                 ("tracing", lambda: export_traced(flat, examples, inputs, names, path)),
                 ("torch.export", lambda: export_program(flat, examples, inputs, names, path)),
             ]
-        return first_that_works(tries, path)
+        return best_that_works(tries, path, examples, lambda: [tensor for _, tensor in self(*examples)])
 
 
 class Program:
@@ -257,7 +260,19 @@ class Program:
             ("torch.export", lambda: export_program(self.program, (), self.inputs, outputs, path)),
             ("torch.export without names", lambda: export_program(self.program, (), None, None, path)),
         ]
-        return first_that_works(tries, path)
+        examples = self.examples()
+        if examples is not None:
+            flat = Flat(self)
+            tries.append(("tracing", lambda: export_traced(flat, examples, self.inputs, outputs, path)))
+        return best_that_works(tries, path, examples, lambda: [tensor for _, tensor in self(*(examples or ()))])
+
+    def examples(self) -> tuple["torch.Tensor", ...] | None:
+        """What the program was exported with, where the file holds it and it is tensors alone."""
+        if self.program.example_inputs is None:
+            return None
+        leaves = pytree.tree_leaves(self.program.example_inputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return tuple(tensors) if len(leaves) == len(tensors) == len(self.inputs) else None
 
 
 def constant(arg: Any) -> bool:
@@ -387,6 +402,10 @@ def load_weights(module: "torch.nn.Module", path: Path, name: str) -> None:
 
 def read_weights(path: Path, name: str) -> dict[str, Any]:
     try:
+        if path.is_dir():  # the shards of one model
+            from safetensors.torch import load_file
+
+            return {key: value for part in sorted(path.iterdir()) for key, value in load_file(str(part)).items()}
         with path.open("rb") as stream:
             safe = stream.read(9)[8:] == b"{"
         if safe:
@@ -509,22 +528,73 @@ def export_program(
     )
 
 
-def first_that_works(tries: list[tuple[str, Callable[[], None]]], path: Path) -> list[str]:
-    reasons = []
+def best_that_works(
+    tries: list[tuple[str, Callable[[], None]]],
+    path: Path,
+    examples: "tuple[torch.Tensor, ...] | None",
+    run: "Callable[[], list[torch.Tensor]]",
+) -> list[str]:
+    """Try the exporters in this order until one's file gives the outputs that `run` gives for `examples`.
+
+    Each file is run by ONNX Runtime; the first that reaches `GOOD` stays at `path`, else the best. Without ONNX Runtime
+    (under the user's interpreter) or examples the first that is written stays. Returns notes for the user, with figures.
+    """
+    reasons: list[str] = []
+    best = ("", -np.inf)
+    kept = path.with_suffix(".best")
     for how, attempt in tries:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 attempt()
+            figure = agreement(path, examples, run) if examples is not None else None
         except Exception as error:
             reasons.append(f"by {how}: {one_line(error)}")
             path.unlink(missing_ok=True)
             continue
-        return [f"Exported by {how}, because exporting failed {reason}" for reason in reasons]
+        if figure is None or figure >= GOOD:
+            kept.unlink(missing_ok=True)
+            return [f"Exported by {how}, because exporting failed {reason}" for reason in reasons]
+        reasons.append(f"by {how}: its outputs agree to {figure:.0f} dB only")
+        if figure > best[1]:
+            best = (how, figure)
+            path.replace(kept)
+    if best[0]:
+        kept.replace(path)
+        return [f"Exported by {best[0]}, the best of what was tried ({'; '.join(reasons)})"]
     raise Refused(
         f"torch {torch.__version__} can't export this model to ONNX: {'; '.join(reasons)}.",
         "Replace the part of the model that it names, or export the model yourself and give the .onnx file.",
         "EP301",
     )
+
+
+def agreement(
+    path: Path, examples: "tuple[torch.Tensor, ...]", run: "Callable[[], list[torch.Tensor]]"
+) -> float | None:
+    """SQNR in dB of the ONNX file's worst output against the module's own, or None where that can't be said."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    if len(names) != len(examples):
+        return None  # an input without effect was dropped
+    feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, examples, strict=True)}
+    wanted = [tensor.detach().cpu().numpy() for tensor in run()]
+    worst = 200.0
+    for a, b in zip(wanted, session.run(None, feed), strict=True):
+        if a.shape != b.shape:
+            return -200.0
+        a, b = np.nan_to_num(a.astype(np.float64)), np.nan_to_num(b.astype(np.float64))
+        signal, noise = float((a**2).sum()), float(((a - b) ** 2).sum())
+        if noise > 0:
+            worst = min(worst, 10 * float(np.log10(signal / noise)) if signal > 0 else -200.0)
+    return worst
 
 
 def reference(source: Any, samples: Path, out: Path) -> None:

@@ -40,6 +40,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     version = "1"
     int8: Literal["qdq", "own", "none"] = "qdq"
+    keeps_scales = True
     runtime_needs_layers = False
     build_config_tools = (BUILD_CONFIG,)
 

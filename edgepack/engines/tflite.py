@@ -1,5 +1,6 @@
 """LiteRT (TensorFlow Lite): onnx2tf makes the float32 file, ai-edge-quantizer makes fp16 and INT8 from it.
 
+- A source that is a TFLite file already is kept as it is, as the variant of its own precision.
 - fp32: onnx2tf's own backend, without TensorFlow. The converter script gives every tensor a plain name and finds
   out by a run how onnx2tf laid out the outputs, so names and layouts of the source never get lost.
 - fp16: weights stored as float16, arithmetic and surface float32 (onnx2tf's own float16 file changes the surface).
@@ -43,6 +44,7 @@ class TFLite:
     name = "tflite"
     version = "1"
     int8: Literal["qdq", "own", "none"] = "own"
+    keeps_scales = True
     runtime_needs_layers = False
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
@@ -67,7 +69,11 @@ class TFLite:
         int8: Int8Options = DEFAULT_INT8,
     ) -> None:
         """Write ``model.tflite``. Raises `VariantError` when a converter fails or its file can't be run."""
-        if precision is Precision.FP32:
+        if (origin := model.origin) is not None and (origin.engine, origin.precision) == (self.name, precision):
+            shutil.copyfile(origin.path, out / FILE)
+            inputs = tuple(artifacts.identity(spec) for spec in model.inputs)
+            outputs = tuple(artifacts.identity(spec) for spec in model.outputs)
+        elif precision is Precision.FP32:
             made = convert("onnx_to_tflite", {"model": str(model.path)}, out)
             inputs = tuple(_binding(tensor) for tensor in made["inputs"])
             outputs = tuple(_binding(tensor) for tensor in made["outputs"])

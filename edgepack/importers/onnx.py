@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.cache import digest_of, sha256_file
-from edgepack.errors import ModelError, UsageError
+from edgepack.errors import ModelError
 from edgepack.importers import external, staging
-from edgepack.importers.sniff import Kind, kind_of
+from edgepack.importers.sniff import Kind, kind_of, meant_for
 from edgepack.types import Model
 
 SMALLEST = 16  # bytes; a graph with one node and one output takes more
@@ -32,24 +32,12 @@ class OnnxImporter:
         self._known: dict[tuple[Any, ...], str] = {}
 
     def accepts(self, source: str) -> bool:
-        """Files that end in ``.onnx``, whatever is in them (a refusal says what), and protobuf files by content."""
-        path = Path(source)
-        if not path.is_file():
-            return False
-        if path.suffix.lower() == ".onnx":
-            return True
-        try:
-            return kind_of(path) is Kind.PROTOBUF
-        except OSError:
-            return False
+        """Protobuf files by content, and files that end in ``.onnx`` and no importer knows (a refusal says what)."""
+        return meant_for(source, (Kind.PROTOBUF,), (".onnx",))
 
     def digest(self, source: str, options: Mapping[str, Any]) -> str:
         """SHA-256 over the model and every file that it keeps weights in. Raises `ModelError` for a bad file."""
-        for option, flag in (("weights", "--weights"), ("python", "--python")):
-            if options.get(option) is not None:
-                raise UsageError(
-                    f"{flag} is for PyTorch sources, and {source} is an ONNX file.", f"Leave {flag} out.", id="EP212"
-                )
+        staging.refuse_options(options, source, "an ONNX file", weights="", python="", signature="")
         path, files = self._files(source)
         seen = tuple(staging.stamp(path.parent / file) for file in files)
         if seen not in self._known:
@@ -62,13 +50,7 @@ class OnnxImporter:
         """Write ``model.onnx`` (one file, fixed shapes, opset 13 or newer) and ``model.json`` to `out`."""
         with staging.staged(out) as folder:
             model = self._copy(source, options, folder)
-            request = {
-                "model": str(model),
-                "name": Path(source).name,
-                "shapes": {name: list(sizes) for name, sizes in shapes.items()},
-                "dtypes": dict(options.get("dtypes") or {}),
-            }
-            staging.run("import_onnx", request, out, folder)
+            staging.finish(model, Path(source).name, shapes, options.get("dtypes") or {}, out, folder)
 
     def reference(self, source: str, model: Model, options: Mapping[str, Any], samples: Path, out: Path) -> None:
         """Run the file as it is, without graph optimisations, with onnxruntime."""

@@ -78,6 +78,34 @@ def readable(source: str) -> Path:
         ) from error
 
 
+def refuse_options(options: Mapping[str, Any], source: str, what: str, **hints: str) -> None:
+    """Raise `UsageError` for each of ``--weights``, ``--python``, ``--signature`` that was given without any use."""
+    for option, hint in hints.items():
+        if options.get(option) is not None:
+            meant = "SavedModel folders" if option == "signature" else "PyTorch sources"
+            raise UsageError(
+                f"--{option} is for {meant}, and {source} is {what}.", hint or f"Leave --{option} out.", id="EP212"
+            )
+
+
+def finish(
+    model: Path,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, str],
+    out: Path,
+    folder: Path,
+) -> None:
+    """The last part of every import: `model` as one file with fixed shapes and a known opset, and what it holds."""
+    request = {
+        "model": str(model),
+        "name": name,
+        "shapes": {key: list(sizes) for key, sizes in shapes.items()},
+        "dtypes": dict(dtypes),
+    }
+    run("import_onnx", request, out, folder)
+
+
 def mislabelled(path: Path, kind: Kind, wanted: str, name: str = "") -> ModelError:
     """The refusal of a file that is not what its name says. `name` is what the user calls it."""
     name = name or path.name

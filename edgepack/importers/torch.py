@@ -15,8 +15,8 @@ from typing import Any
 from edgepack import process
 from edgepack.cache import digest_of, sha256_file, sha256_text
 from edgepack.errors import ModelError, ToolMissing, UsageError
-from edgepack.importers import factory, pickles, staging
-from edgepack.importers.sniff import Kind, kind_of
+from edgepack.importers import factory, pickles, shards, staging
+from edgepack.importers.sniff import Kind, kind_of, meant_for
 from edgepack.types import Model, TensorSpec
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".pkl", ".pickle", ".safetensors")
@@ -48,15 +48,9 @@ class TorchImporter:
 
     def accepts(self, source: str) -> bool:
         """``package.module:factory``; files that end like PyTorch's; archives and pickles by content."""
-        path = Path(source)
-        if not path.is_file():
-            return factory.is_factory(source)
-        if path.suffix.lower() in SUFFIXES:
+        if factory.is_factory(source):
             return True
-        try:
-            return kind_of(path) in (*KINDS, *PICKLES)
-        except OSError:
-            return False
+        return meant_for(source, (*KINDS, *PICKLES), SUFFIXES)
 
     def digest(self, source: str, options: Mapping[str, Any]) -> str:
         """SHA-256 over the file, or over a factory's code and weights, and over the user's interpreter's torch.
@@ -127,13 +121,7 @@ class TorchImporter:
             exported.mkdir()
             how = {"python": _interpreter(options)}
             result = staging.run("torch_to_onnx", {**request, **beside, "mode": "export"}, exported, folder, **how)
-            fixed = {
-                "model": str(exported / "model.onnx"),
-                "name": request["name"],
-                "shapes": {name: list(sizes) for name, sizes in shapes.items()},
-                "dtypes": dict(dtypes),
-            }
-            staging.run("import_onnx", fixed, out, folder)
+            staging.finish(exported / "model.onnx", request["name"], shapes, dtypes, out, folder)
         return result
 
     def reference(self, source: str, model: Model, options: Mapping[str, Any], samples: Path, out: Path) -> None:
@@ -152,9 +140,9 @@ class TorchImporter:
         kind, files = self._look(source, options)
         copies = []
         for i, path in enumerate(files):
+            copies.append(folder / "files" / f"{i:05}{path.suffix}")
             with path.open("rb") as stream:
-                staging.copy(stream, folder / f"{i}{path.suffix}")
-            copies.append(folder / f"{i}{path.suffix}")
+                staging.copy(stream, copies[-1])
             if sha256_file(copies[-1]) != sha256_file(path):
                 raise ModelError(f"{path} changed while it was read.", "Run the command again.", id="EP312")
         if copies:  # what was looked at must be what the child gets
@@ -165,7 +153,9 @@ class TorchImporter:
             "kind": kind,
             "source": source if kind == "factory" else str(copies[0]),
             "name": source if kind == "factory" else Path(source).name,
-            "weights": str(copies[0]) if kind == "factory" and copies else None,
+            "weights": str(copies[0] if len(copies) == 1 else copies[0].parent)
+            if kind == "factory" and copies
+            else None,
             "weights_name": Path(weights).name if weights is not None else "",
             "inputs": [
                 {"name": name, "shape": list(shape), "dtype": dtypes.get(name, "float32")}
@@ -181,8 +171,9 @@ class TorchImporter:
         if factory.is_factory(source):
             files = []
             if weights is not None:
-                files = [staging.readable(str(weights))]
-                self._check(files[0], "factory", files[0])
+                files = shards.files(Path(weights))
+                for file in files:
+                    self._check(file, "factory", file)
             return "factory", files
         path = staging.readable(source)
         if weights is not None:

@@ -19,6 +19,7 @@ from edgepack import converter
 from edgepack.errors import EdgepackError, ModelError, ToolFailed, ToolMissing, UsageError
 from edgepack.importers import staging
 from edgepack.importers.onnx import OnnxImporter
+from edgepack.importers.sniff import SUPPORTED, Kind, kind_of
 from edgepack.types import Model, TensorSpec
 
 OPTIONS: dict[str, Any] = {"weights": None, "python": None, "dtypes": {}, "pythonpath": []}
@@ -109,7 +110,7 @@ def test_a_file_that_is_no_onnx_model_is_refused_with_what_it_looks_like(tmp_pat
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     importer = OnnxImporter()
-    assert importer.accepts(str(path))
+    assert importer.accepts(str(path)) == (kind_of(path) not in SUPPORTED - {Kind.PROTOBUF})
     with pytest.raises(ModelError) as refused:
         importer.digest(str(path), OPTIONS)
     assert refused.value.id == expected
