@@ -42,11 +42,14 @@ class Two(tf.Module):
     def scale(self, pixels, gain):
         scaled = tf.cast(pixels, tf.float32) * gain
         return {"largest": tf.reduce_max(scaled), "positive": scaled > 1}
+
+class Reads(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="path")])
     def read(self, path): return {"text": tf.io.read_file(path)}
 two = Two()
 tf.saved_model.save(two, sys.argv[1] + "/two", signatures={"double": two.double, "scale": two.scale})
-tf.saved_model.save(two, sys.argv[1] + "/reads", signatures={"read": two.read})
+reads = Reads()
+tf.saved_model.save(reads, sys.argv[1] + "/reads", signatures={"read": reads.read})
 small = keras.Input((2,))
 keras.Model(small, layers.Lambda(lambda t: t * 2, name="twice")(small)).save(sys.argv[1] + "/lambda.h5")
 keras.Sequential([keras.Input((4,)), layers.Dense(3)]).save(sys.argv[1] + "/dense.h5")
