@@ -137,6 +137,7 @@ class Traced:
         """The ONNX model, with the source's names at its surface."""
         import tf2onnx
 
+        add_missing()
         try:
             made, _ = tf2onnx.convert.from_function(self.function, input_signature=self.specs, opset=OPSET)
         except Exception as error:
@@ -185,12 +186,14 @@ class Keras(Traced):
         for layer in model._flatten_layers():
             if isinstance(layer, keras.layers.RNN):
                 layer.unroll = True
+        structure = structure_of(model, "inputs")
         self.inputs = [
             (name, tf.TensorSpec(tensor.shape, tensor.dtype))
-            for name, tensor in zip(tensor_names(model.inputs, model.input), model.inputs, strict=True)
+            for name, tensor in zip(tensor_names(model.inputs, structure), model.inputs, strict=True)
         ]
-        self.outputs = distinct(tensor_names(model.outputs, model.output), [name for name, _ in self.inputs])
-        structure = model.input
+        self.outputs = distinct(
+            tensor_names(model.outputs, structure_of(model, "outputs")), [name for name, _ in self.inputs]
+        )
 
         def call(tensors: list[Any]) -> list[Any]:
             return keras.tree.flatten(model(keras.tree.pack_sequence_as(structure, tensors), training=False))
@@ -203,6 +206,15 @@ class Keras(Traced):
                 if isinstance(layer, keras.layers.RNN):
                     layer.unroll = False
             self.fix(request["shapes"])
+
+
+def structure_of(model: Any, side: str) -> Any:
+    """What the model takes or returns: a tensor, or a list or dict of them."""
+    tensors = getattr(model, side)
+    try:
+        return getattr(model, side.removesuffix("s"))
+    except AttributeError:  # a Sequential from an .h5 file
+        return tensors[0] if len(tensors) == 1 else tensors
 
 
 def without_xla(tf: Any) -> None:
@@ -325,6 +337,21 @@ def sort(values: Any, names: list[str]) -> None:
     found = sorted(values, key=lambda value: names.index(value.name))
     del values[:]
     values.extend(found)
+
+
+def add_missing() -> None:
+    """Operators that tf2onnx doesn't know: Keras writes GELU with Erfc."""
+    from tf2onnx.handler import tf_op
+
+    @tf_op("Erfc")
+    class Erfc:
+        @classmethod
+        def version_9(cls, graph: Any, node: Any, **_: Any) -> None:
+            dtype = graph.get_dtype(node.output[0])
+            one = graph.make_const(f"{node.name}_one", np.array(1, onnx.helper.tensor_dtype_to_np_dtype(dtype)))
+            erf = graph.make_node("Erf", list(node.input), dtypes=[dtype])
+            graph.replace_inputs(node, [one.output[0], erf.output[0]])
+            node.type = "Sub"
 
 
 def hold(graph: onnx.GraphProto, captured: dict[str, Any]) -> None:

@@ -204,7 +204,8 @@ class Network:
         """Write an ONNX file; returns notes for the user."""
         examples = tuple(example(entry) for entry in self.inputs)
         try:
-            names = [name or f"output_{i}" for i, (name, _) in enumerate(self(*examples))]
+            ran = self(*examples)  # before any exporter has touched the module
+            names = [name or f"output_{i}" for i, (name, _) in enumerate(ran)]
         except Refused:
             raise
         except Exception as error:
@@ -218,7 +219,7 @@ class Network:
             ) from error
         inputs = [entry["name"] for entry in self.inputs]
         names = distinct(names, inputs)
-        flat = Flat(self.module)
+        flat = Flat(self.module).eval()  # or the exporter puts all of it into training mode when it is done
         tries: list[tuple[str, Callable[[], None]]]
         if isinstance(self.module, torch.jit.ScriptModule):
             # The exporter flattens a scripted module's tuples itself, but can't make dicts, which tracing takes apart.
@@ -231,7 +232,7 @@ class Network:
                 ("tracing", lambda: export_traced(flat, examples, inputs, names, path)),
                 ("torch.export", lambda: export_program(flat, examples, inputs, names, path)),
             ]
-        return best_that_works(tries, path, examples, lambda: [tensor for _, tensor in self(*examples)])
+        return best_that_works(tries, path, examples, [tensor for _, tensor in ran])
 
 
 class Program:
@@ -261,10 +262,11 @@ class Program:
             ("torch.export without names", lambda: export_program(self.program, (), None, None, path)),
         ]
         examples = self.examples()
+        wanted = [] if examples is None else [tensor for _, tensor in self(*examples)]
         if examples is not None:
-            flat = Flat(self)
+            flat = Flat(self).eval()
             tries.append(("tracing", lambda: export_traced(flat, examples, self.inputs, outputs, path)))
-        return best_that_works(tries, path, examples, lambda: [tensor for _, tensor in self(*(examples or ()))])
+        return best_that_works(tries, path, examples, wanted)
 
     def examples(self) -> tuple["torch.Tensor", ...] | None:
         """What the program was exported with, where the file holds it and it is tensors alone."""
@@ -532,12 +534,12 @@ def best_that_works(
     tries: list[tuple[str, Callable[[], None]]],
     path: Path,
     examples: "tuple[torch.Tensor, ...] | None",
-    run: "Callable[[], list[torch.Tensor]]",
+    wanted: "list[torch.Tensor]",
 ) -> list[str]:
-    """Try the exporters in this order until one's file gives the outputs that `run` gives for `examples`.
+    """Try the exporters in this order until one's file gives the outputs `wanted` for `examples`.
 
     Each file is run by ONNX Runtime; the first that reaches `GOOD` stays at `path`, else the best. Without ONNX Runtime
-    (under the user's interpreter) or examples the first that is written stays. Returns notes for the user, with figures.
+    (under the user's interpreter) or examples the first that is written stays. Returns notes with figures.
     """
     reasons: list[str] = []
     best = ("", -np.inf)
@@ -546,7 +548,7 @@ def best_that_works(
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 attempt()
-            figure = agreement(path, examples, run) if examples is not None else None
+            figure = agreement(path, examples, wanted) if examples is not None else None
         except Exception as error:
             reasons.append(f"by {how}: {one_line(error)}")
             path.unlink(missing_ok=True)
@@ -568,9 +570,7 @@ def best_that_works(
     )
 
 
-def agreement(
-    path: Path, examples: "tuple[torch.Tensor, ...]", run: "Callable[[], list[torch.Tensor]]"
-) -> float | None:
+def agreement(path: Path, examples: "tuple[torch.Tensor, ...]", outputs: "list[torch.Tensor]") -> float | None:
     """SQNR in dB of the ONNX file's worst output against the module's own, or None where that can't be said."""
     try:
         import onnxruntime
@@ -585,7 +585,7 @@ def agreement(
     if len(names) != len(examples):
         return None  # an input without effect was dropped
     feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, examples, strict=True)}
-    wanted = [tensor.detach().cpu().numpy() for tensor in run()]
+    wanted = [tensor.detach().cpu().numpy() for tensor in outputs]
     worst = 200.0
     for a, b in zip(wanted, session.run(None, feed), strict=True):
         if a.shape != b.shape:

@@ -56,13 +56,21 @@ def write(folder: Path, model: onnx.ModelProto) -> Path:
 class Imported:
     """One import: the model, and the outputs of its source and of its ONNX form on the same samples."""
 
-    def __init__(self, importer: Any, source: str, shapes: dict[str, tuple[int, ...]], folder: Path, **options: Any):
+    def __init__(
+        self,
+        importer: Any,
+        source: str,
+        shapes: dict[str, tuple[int, ...]],
+        folder: Path,
+        kept: tuple[str, ...] = (),
+        **options: Any,
+    ):
         self.importer, self.source, self.options = importer, source, {**OPTIONS, **options}
         self.folder = folder / f"step{len(list(folder.glob('step*')))}"
         out = self._new("import")
         importer.to_onnx(source, shapes, self.options, out)
         facts = json.loads((out / "model.json").read_text())
-        assert sorted(p.name for p in out.iterdir()) == ["model.json", "model.onnx"]
+        assert sorted(p.name for p in out.iterdir()) == ["model.json", "model.onnx", *kept]
         assert sorted(p.name for p in self.folder.iterdir()) == ["import"]
         self.onnx = onnx.load(out / "model.onnx")
         onnx.checker.check_model(self.onnx, full_check=True)
