@@ -535,6 +535,14 @@ def test_a_factory_gets_its_weights_from_any_safe_file(user: Path, tmp_path: Pat
         done.agrees()
 
 
+def test_exporting_is_checked_in_the_mode_that_the_model_is_used_in(
+    user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exporter leaves what it was given in training mode: drop-out then made every exporter look wrong."""
+    from_torch("nets:Pair", tmp_path, {"x": (1, 3, 8, 8), "y": (1, 1)}).agrees()
+    assert "agree" not in capsys.readouterr().err
+
+
 def test_a_factory_installed_elsewhere_is_found_through_pythonpath(
     nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
