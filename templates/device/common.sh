@@ -38,6 +38,15 @@ busy() {
   exit 9
 }
 
+# What is between these two is done by one script at a time. Not every busybox has flock; there, who takes a lock over
+# waits a second to see whether another one did the same.
+alone() {
+  exec 9<.
+  guarded=
+  if flock 0 <&9 2>/dev/null; then guarded=yes; fi
+}
+together() { exec 9<&-; }
+
 replace_lock() { # $1: lease in seconds
   rm -f "lock.${mine##*,}"
   ln -s "$mine:$boot:$((up + $1))" "lock.${mine##*,}"
@@ -50,29 +59,45 @@ over() { # is the lease of the lock $text over?
 }
 
 acquire() { # $1: lease in seconds, $2: the text of a lock whose owner is known to be dead
+  alone
   for try in 1 2 3 4 5; do
-    if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then return; fi
+    if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then
+      together
+      return
+    fi
     text=$(readlink lock) || text=
     [ -z "$text" ] || break # else it was released just now
   done
-  if [ "${text%%:*}" = "$mine" ]; then
+  [ -n "$text" ] || ln -s "$mine:$boot:$((up + $1))" lock # says why it can't
+  if [ "${text%%:*}" != "$mine" ] && [ -n "$text" ]; then
+    if [ "$text" != "$2" ] && ! over; then busy; fi
     replace_lock "$1"
-    return
+    [ -n "$guarded" ] || sleep 1 # two may have seen the old lock at once: the one who wrote last has it
+  else
+    replace_lock "$1"
   fi
-  if [ -n "$text" ] && [ "$text" != "$2" ] && ! over; then busy; fi
-  replace_lock "$1"
-  sleep 1 # two may have seen the old lock at once: the one who wrote last has it
+  check_lock
+  together
+}
+
+check_lock() {
   text=$(readlink lock) || text=
   [ "${text%%:*}" = "$mine" ] || busy
 }
 
 renew() { # $1: lease in seconds
-  text=$(readlink lock) || text=
-  [ "${text%%:*}" = "$mine" ] || busy
+  alone
+  check_lock
   replace_lock "$1"
+  together
 }
 
-release() {
+release() { # gives the lock back, and before that removes these folders where they are empty
+  alone
   text=$(readlink lock) || text=
-  if [ "${text%%:*}" = "$mine" ]; then rm -rf stage lock; fi
+  if [ "${text%%:*}" = "$mine" ]; then
+    rmdir "$@" 2>/dev/null || :
+    rm -rf stage lock.* lock
+  fi
+  together
 }

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from edgepack.bundle import open_bundle
+from edgepack.device_steps import _text
 from edgepack.errors import Busy, DeviceFailed, DeviceUnreachable, UsageError
+from edgepack.shipment import ship
 from tests.conftest import need
 from tests.devices import (
     HostKilled,
@@ -249,6 +251,16 @@ def test_a_second_deploy_at_the_same_time_is_told_who_holds_the_device(make, roo
     assert session(root).deploy(make("2")).status == "installed"
 
 
+def test_who_is_told_to_wait_removes_nothing_of_the_one_who_began(make, root: Path) -> None:
+    first = session(root)
+    first.steps.begin(ship(make("1")), 100)
+
+    with pytest.raises(Busy):
+        session(root).deploy(make("2"))
+
+    assert {path.name for path in root.iterdir()} == {"lock", "stage", "objects", "bundles", "models"}
+
+
 def test_of_eight_deploys_at_once_each_ends_whole_or_is_told_to_wait(make, root: Path) -> None:
     bundles = [make(str(i)) for i in range(8)]
     said: list[str] = []
@@ -279,6 +291,20 @@ def test_a_lease_that_is_over_is_taken_and_its_owner_notices(make, root: Path) -
     assert session(root).deploy(make("2")).status == "installed"
     with pytest.raises(Busy):
         slow.steps.abandon(10)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh", "mksh"])
+def test_of_many_who_take_over_the_same_lease_one_has_it(root: Path, shell: str) -> None:
+    need(shell.split()[0], f"apt install {shell.split()[0]}")
+    need("flock", "apt install util-linux")
+    boot, argv = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), [*shell.split(), "-c", _text("lock")]
+    root.mkdir()
+    for _ in range(3):
+        (root / "lock").unlink(missing_ok=True)
+        (root / "lock").symlink_to(f"me@there,1,x,t:{boot}:1")
+        tries = [subprocess.Popen([*argv, "edgepack", root, f"me@here,1,x,{i}", "60", ""], stdout=-1) for i in range(8)]
+        assert sorted(each.wait(60) for each in tries) == [0] + 7 * [9]
+        assert {path.name for path in root.iterdir()} == {"lock"}
 
 
 def test_a_lock_of_a_killed_deploy_on_this_machine_or_before_a_reboot_is_taken_at_once(make, root: Path) -> None:
@@ -320,7 +346,7 @@ def test_the_host_killed_at_any_message_leaves_a_whole_bundle_and_the_next_deplo
 
 
 TOOLS = (
-    "awk basename busybox cat chmod cmp cp cut date dd df dirname env expr find getconf grep head id ln ls mkdir mv "
+    "awk basename busybox cat chmod cmp cp cut date dd df dirname env expr find flock getconf grep head id ln ls mkdir mv "
     "readlink rm rmdir sed sh sha256sum sleep sort stat sync tail tar test toybox touch tr true uname uniq wc xargs"
 ).split()
 CHANGING = ("cat", "chmod", "cp", "ln", "mkdir", "mv", "rm", "rmdir", "sync", "tar", "dd")
