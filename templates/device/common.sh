@@ -38,15 +38,6 @@ busy() {
   exit 9
 }
 
-# What is between these two is done by one script at a time. Not every busybox has flock; there, who takes a lock over
-# waits a second to see whether another one did the same.
-alone() {
-  exec 9<.
-  guarded=
-  if flock 0 <&9 2>/dev/null; then guarded=yes; fi
-}
-together() { exec 9<&-; }
-
 replace_lock() { # $1: lease in seconds
   rm -f "lock.${mine##*,}"
   ln -s "$mine:$boot:$((up + $1))" "lock.${mine##*,}"
@@ -58,46 +49,42 @@ over() { # is the lease of the lock $text over?
   [ "${rest%:*}" != "$boot" ] || [ "$up" -gt "${rest##*:}" ] || [ "${rest##*:}" -gt $((up + 86400)) ]
 }
 
-acquire() { # $1: lease in seconds, $2: the text of a lock whose owner is known to be dead
-  alone
+# Only one script at a time is in one of the next three, whose stdin is the folder that they are in. Not every busybox
+# has flock; there, who takes a lock over waits a second to see whether another one did the same.
+acquire() ( # $1: lease in seconds, $2: the text of a lock whose owner is known to be dead
+  if flock 0 2>/dev/null; then alone=yes; else alone=; fi
   for try in 1 2 3 4 5; do
-    if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then
-      together
-      return
-    fi
+    if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then exit; fi
     text=$(readlink lock) || text=
     [ -z "$text" ] || break # else it was released just now
   done
   [ -n "$text" ] || ln -s "$mine:$boot:$((up + $1))" lock # says why it can't
-  if [ "${text%%:*}" != "$mine" ] && [ -n "$text" ]; then
+  if [ -n "$text" ] && [ "${text%%:*}" != "$mine" ]; then
     if [ "$text" != "$2" ] && ! over; then busy; fi
     replace_lock "$1"
-    [ -n "$guarded" ] || sleep 1 # two may have seen the old lock at once: the one who wrote last has it
+    [ -n "$alone" ] || sleep 1 # two may have seen the old lock at once: the one who wrote last has it
   else
     replace_lock "$1"
   fi
   check_lock
-  together
-}
+) <.
 
 check_lock() {
   text=$(readlink lock) || text=
   [ "${text%%:*}" = "$mine" ] || busy
 }
 
-renew() { # $1: lease in seconds
-  alone
+renew() ( # $1: lease in seconds
+  flock 0 2>/dev/null || :
   check_lock
   replace_lock "$1"
-  together
-}
+) <.
 
-release() { # gives the lock back, and before that removes these folders where they are empty
-  alone
+release() ( # gives the lock back, and before that removes these folders where they are empty
+  flock 0 2>/dev/null || :
   text=$(readlink lock) || text=
   if [ "${text%%:*}" = "$mine" ]; then
     rmdir "$@" 2>/dev/null || :
     rm -rf stage lock.* lock
   fi
-  together
-}
+) <.
