@@ -9,9 +9,16 @@ shift 2
 # fsync of one file is not everywhere; flushing the file system is, and covers its folders too.
 flush() { sync -f . 2>/dev/null || sync; }
 
-tool=sha256sum
-command -v sha256sum >/dev/null 2>&1 || tool="busybox sha256sum"
-command -v "${tool%% *}" >/dev/null 2>&1 || tool="toybox sha256sum"
+named() { # the words that run a tool, which may be a part of a toolbox without a name of its own
+  command -v "$1" >/dev/null 2>&1 || for box in busybox toybox; do
+    if "$box" "$1" --help >/dev/null 2>&1; then
+      set -- "$box $1"
+      break
+    fi
+  done
+  echo "$1"
+}
+tool=$(named sha256sum)
 hashes() { xargs -r $tool; } # file names on stdin, none with a blank -> "SHA256  NAME" lines
 
 # whole DIGEST SUMS: every file of the bundle has the bytes that were built. SUMS is the hash of "SHA256  NAME" lines.

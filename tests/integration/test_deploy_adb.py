@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgepack.device import DeviceSession
@@ -16,6 +17,7 @@ from tests import adbd
 from tests.conftest import missing, need
 from tests.devices import active, check_no_orphans, compile_harness, make_bundle
 from tests.faults import Faults, proxy
+from tests.integration.conftest import Called
 
 MEGABYTE = 1 << 20
 ROOT = "/data/local/tmp/edgepack"
@@ -61,7 +63,7 @@ def test_the_probe_sees_a_phone(link) -> None:
     assert found.writable and not found.noexec and {"tar", "sha256sum"} <= found.tools
 
 
-def test_deploy_again_change_and_rollback(link, harness: Path, tmp_path: Path) -> None:
+def test_deploy_again_roll_back_and_measure(link, harness: Path, tmp_path: Path) -> None:
     device, faults, root = link
     files = {f"variants/null-fp32/{i}.bin": os.urandom(50_000) for i in range(60)}
     files["variants/null-fp32/large.bin"] = os.urandom(3 * MEGABYTE)
@@ -70,4 +72,124 @@ def test_deploy_again_change_and_rollback(link, harness: Path, tmp_path: Path) -
         deployed = session.deploy(one)
     assert deployed.status == "installed" and dict(deployed.self_tests)["null-fp32"].passed
     assert active(root).manifest == one.manifest
+    check_no_orphans(root)
+
+    with DeviceSession.open(device) as session:
+        before, calls = faults.up + faults.down, counted(session)
+        assert session.deploy(one).status == "unchanged"
+    assert len(calls) <= 3 and faults.up + faults.down - before <= 20_000, (calls, faults)
+
+    with DeviceSession.open(device) as session:
+        before = faults.up
+        assert session.deploy(two).files == 2  # the weights' few bytes and the manifest
+    manifest = (two.path / "manifest.json").stat().st_size
+    assert faults.up - before <= manifest + 40_000, "scripts and a listing of 66 files, six times"
+    assert active(root).manifest == two.manifest and active(root, link="previous").manifest == one.manifest
+
+    with DeviceSession.open(device) as session:
+        session.rollback("tiny")
+    assert active(root).manifest == one.manifest
+    check_no_orphans(root)
+
+
+def counted(session: DeviceSession) -> list[list[str]]:
+    """The commands that a session runs from now on."""
+    calls: list[list[str]] = []
+    run = session.transport.run
+
+    def call(argv: list[str], *rest, **how):
+        calls.append(argv)
+        return run(argv, *rest, **how)
+
+    session.transport.run = call  # type: ignore[method-assign]
+    return calls
+
+
+def test_what_does_not_work_there_never_becomes_active(link, harness: Path, tmp_path: Path) -> None:
+    device, _, root = link
+    good = make_bundle(tmp_path / "good.edgepack", harness, version="good")
+    with DeviceSession.open(device) as session:
+        session.deploy(good)
+    for does, says in {"wrong": "cosine 0.25", "crash": "SIGABRT", "hang": "killed after 2 s"}.items():
+        bundle = make_bundle(tmp_path / f"{does}.edgepack", harness, version=does, does=does)
+        with DeviceSession.open(device, self_test_seconds=2) as session, pytest.raises(DeviceFailed, match=says):
+            session.deploy(bundle)
+        assert active(root).manifest == good.manifest
+        check_no_orphans(root)
+
+
+def test_a_folder_that_nothing_runs_from_is_refused_before_the_first_byte(link, harness: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b.edgepack", harness)
+    with DeviceSession.open(replace(link[0], root="/sdcard/edgepack")) as session:
+        calls = counted(session)
+        with pytest.raises(DeviceFailed, match="noexec"):
+            session.deploy(bundle)
+
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("cut", [60_000, 1_000_000, 4_000_000])
+def test_a_link_that_is_cut_at_any_byte_costs_at_most_a_megabyte(
+    link, harness: Path, tmp_path: Path, cut: int
+) -> None:
+    device, faults, root = link
+    files = {f"variants/null-fp32/{i}.bin": os.urandom(60_000) for i in range(15)}
+    files["variants/null-fp32/large.bin"] = os.urandom(4 * MEGABYTE)
+    bundle = make_bundle(tmp_path / "b.edgepack", harness, files=files)
+    size = sum(item["size"] for item in bundle.manifest["files"])
+    faults.cut_up = cut
+    begun = []
+    with DeviceSession.open(device) as session:
+        begin = session.steps.begin
+
+        def begin_again(*args, **how):
+            if begun:
+                faults.cut_up = None
+            begun.append(1)
+            return begin(*args, **how)
+
+        session.steps.begin = begin_again  # type: ignore[method-assign]
+        assert session.deploy(bundle).status == "installed"
+
+    assert len(begun) == 2 and faults.up <= size + MEGABYTE + 150_000, faults.up
+    assert active(root).manifest == bundle.manifest
+    check_no_orphans(root)
+
+
+@pytest.mark.parametrize("lacking", ["tar", "flock", "stat", "readlink"])
+def test_an_older_toybox_is_enough_or_told(link, phone, harness: Path, tmp_path: Path, lacking: str) -> None:
+    device, _, root = link
+    tool = phone[2] / "bin" / lacking
+    tool.rename(tool.with_name(f"no-{lacking}"))
+    try:
+        bundle = make_bundle(tmp_path / "b.edgepack", harness, version=lacking, files={"golden/1/in_0.npy": b"x" * 99})
+        with DeviceSession.open(device) as session:
+            session.deploy(bundle)
+        assert active(root).manifest == bundle.manifest
+    finally:
+        tool.with_name(f"no-{lacking}").rename(tool)
+
+
+def test_the_command_line_deploys_runs_measures_and_rolls_back(
+    edgepack, link, harness: Path, tmp_path: Path
+) -> None:
+    device, _, root = link
+    one, two = (make_bundle(tmp_path / f"{v}.edgepack", harness, name="cli", version=v) for v in "12")
+    (tmp_path / "devices.toml").write_text(
+        f'[devices.phone]\ntarget = "host"\ntransport = "adb"\naddress = "{device.address}"\n'
+        f"options.server_port = {device.options['server_port']}\n"
+    )
+    np.savez(tmp_path / "in.npz", x=np.arange(4, dtype=np.float32))
+
+    def call(*argv: object) -> Called:
+        called: Called = edgepack(*argv, "--device", "phone", cwd=tmp_path, XDG_CONFIG_HOME=str(tmp_path / "config"))
+        assert called.code == 0, called.err
+        return called
+
+    call("deploy", one.path)
+    call("deploy", two.path)
+    call("run", two.path, "--variant", "null-fp32", "--input", "in.npz", "--output", "out.npz")
+    assert np.load(tmp_path / "out.npz")["y"].tolist() == [0, 1, 2, 3]
+    call("rollback", "cli")
+    assert active(root, "cli").manifest == one.manifest
     check_no_orphans(root)
