@@ -107,10 +107,11 @@ def phone(folder: Path) -> Path:
     for name in ("dev", "lib", "lib64", "proc", "sys", "usr/lib", "bin", "sdcard", "data/local/tmp", f".{cache()}"):
         (root / name).mkdir(parents=True)
     toybox, mksh = (need(name, f"apt install {name}") for name in ("toybox", "mksh"))
-    for program, name in ((toybox, "toybox"), (mksh, "sh")):
+    for program, name in ((toybox, "box"), (mksh, "sh")):
         shutil.copy(program, root / "bin" / name)
     for tool in subprocess.run([toybox], capture_output=True, text=True, check=True).stdout.split():
-        (root / "bin" / tool).symlink_to("toybox")
+        (root / "bin" / tool).symlink_to("box")
+    (root / "bin" / "toybox").symlink_to("box")
     (root / "bin" / "getprop").write_text("#!/bin/sh\n[ $1 != ro.build.version.sdk ] || echo 30\n")
     (root / "bin" / "getprop").chmod(0o755)
     return root

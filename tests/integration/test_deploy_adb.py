@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgepack import inventory, running, transports
 from edgepack.device import DeviceSession
-from edgepack.errors import DeviceFailed
+from edgepack.errors import DeviceFailed, DeviceUnreachable
+from edgepack.measuring import Order, Place, measure
+from edgepack.probe import probe
 from edgepack.types import Device
 from tests import adbd
 from tests.conftest import missing, need
 from tests.devices import active, check_no_orphans, compile_harness, make_bundle
 from tests.faults import Faults, proxy
 from tests.integration.conftest import Called
+from tests.integration.test_bench import compiled, figure, until
+from tests.sysfs import RK3588, governors, plant
 
 MEGABYTE = 1 << 20
 ROOT = "/data/local/tmp/edgepack"
@@ -156,21 +164,48 @@ def test_a_link_that_is_cut_at_any_byte_costs_at_most_a_megabyte(
     check_no_orphans(root)
 
 
-@pytest.mark.parametrize("lacking", ["tar", "flock", "stat", "readlink"])
-def test_an_older_toybox_is_enough_or_told(link, phone, harness: Path, tmp_path: Path, lacking: str) -> None:
-    device, _, root = link
-    tool = phone[2] / "bin" / lacking
-    tool.rename(tool.with_name(f"no-{lacking}"))
+@contextlib.contextmanager
+def lacking(phone: tuple[str, Path, Path], *tools: str) -> Iterator[None]:
+    """The phone without these tools."""
+    for tool in tools:
+        (phone[2] / "bin" / tool).rename(phone[2] / "bin" / f"no-{tool}")
     try:
-        bundle = make_bundle(tmp_path / "b.edgepack", harness, version=lacking, files={"golden/1/in_0.npy": b"x" * 99})
+        yield
+    finally:
+        for tool in tools:
+            (phone[2] / "bin" / f"no-{tool}").rename(phone[2] / "bin" / tool)
+
+
+@pytest.mark.parametrize("tools", [("tar", "sha256sum"), ("tar", "toybox"), ("flock", "stat")], ids="-".join)
+def test_an_older_or_nameless_toybox_is_enough(
+    link, phone, harness: Path, tmp_path: Path, tools: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, _, root = link
+    bundle = make_bundle(tmp_path / "b.edgepack", harness, version="-".join(tools))
+    monkeypatch.setattr(inventory, "find", lambda name: device)
+    np.savez(tmp_path / "in.npz", x=np.arange(4, dtype=np.float32))
+
+    with lacking(phone, *tools):
         with DeviceSession.open(device) as session:
             session.deploy(bundle)
-        assert active(root).manifest == bundle.manifest
-    finally:
-        tool.with_name(f"no-{lacking}").rename(tool)
+        running.run(
+            bundle.path, "null-fp32", tmp_path / "in.npz", tmp_path / "out.npz", device="phone", threads=1
+        )
+
+    assert np.load(tmp_path / "out.npz")["y"].tolist() == [0, 1, 2, 3]
+    assert active(root).manifest == bundle.manifest
+    check_no_orphans(root)
 
 
-def test_the_command_line_deploys_runs_measures_and_rolls_back(
+def test_a_phone_without_a_hash_tool_is_refused(link, phone, harness: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b.edgepack", harness, version="no hash")
+
+    with lacking(phone, "sha256sum", "toybox"), DeviceSession.open(link[0]) as session:
+        with pytest.raises(DeviceFailed, match="no sha256sum"):
+            session.deploy(bundle)
+
+
+def test_the_command_line_deploys_runs_and_rolls_back(
     edgepack, link, harness: Path, tmp_path: Path
 ) -> None:
     device, _, root = link
@@ -193,3 +228,54 @@ def test_the_command_line_deploys_runs_measures_and_rolls_back(
     call("rollback", "cli")
     assert active(root, "cli").manifest == one.manifest
     check_no_orphans(root)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def test_bench_leaves_what_is_active_and_nothing_of_its_own(link, tmp_path: Path) -> None:
+    device, _, root = link
+    harness = compiled(tmp_path, "cc", "-static")
+    old, new = (make_bundle(tmp_path / f"{v}.edgepack", harness, name="measured", version=v) for v in "12")
+    with DeviceSession.open(device) as session:
+        session.deploy(old)
+    before = sorted(path.relative_to(root) for path in root.rglob("*"))
+
+    deployed, other = figure(device, old), figure(device, new)
+
+    assert deployed.bundle == old.manifest["digest"] and other.bundle == new.manifest["digest"]
+    assert deployed.device["transport"] == "adb" and deployed.statistics["samples"] > 0
+    assert sorted(path.relative_to(root) for path in root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("how", ["the link is cut", "ctrl-C"])
+def test_a_bench_that_ends_early_restores_the_clocks(link, phone, tmp_path: Path, how: str) -> None:
+    device, faults, _ = link
+    name = how.replace(" ", "-")
+    tree, bundle, own = (phone[2] / "data" / f"{name}-{what}" for what in ("tree", "bundle", "own"))
+    plant(RK3588, tree)
+    bundle.mkdir()
+    (bundle / "slow").write_text("#!/bin/sh\necho $$ >pid\nsleep 1\n")
+    (bundle / "slow").chmod(0o755)
+    transport = transports.connect(device)
+    place = Place(
+        device=device, probe=probe(transport, device), transport=transport, root=f"/data/{own.name}",
+        folder=f"/data/{bundle.name}", sysfs=f"/data/{tree.name}",
+    )  # fmt: skip
+
+    def end() -> None:
+        until(lambda: (bundle / "pid").exists())
+        assert set(governors(tree).values()) == {"performance"}
+        if how == "ctrl-C":
+            _thread.interrupt_main()
+        else:
+            faults.cut_down = 0
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with pytest.raises(KeyboardInterrupt if how == "ctrl-C" else DeviceUnreachable):
+        measure(place, Order(programs=(("./slow",),), order=(0,) * 100, limit=60, deadline=20))
+    ending.join()
+
+    assert until(lambda: set(governors(tree).values()) == {"ondemand"}, 40)
+    assert until(lambda: not list(own.iterdir()), 10)
