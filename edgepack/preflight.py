@@ -44,7 +44,7 @@ def _folder(probe: Probe) -> list[str]:
     if probe.noexec:
         problems.append("its folder there is mounted noexec, so no program starts in it (choose another `root`)")
     if not probe.symlinks:
-        problems.append("its folder there is on a file system without symbolic links, such as FAT (choose another `root`)")
+        problems.append("its folder there is on a file system without symbolic links, such as FAT (choose another)")
     if "sha256sum" not in probe.tools:
         problems.append("there is no sha256sum on the device (nor busybox or toybox), so nothing can be verified")
     return problems

@@ -347,8 +347,8 @@ def test_the_host_killed_at_any_message_leaves_a_whole_bundle_and_the_next_deplo
 
 
 TOOLS = (
-    "awk basename busybox cat chmod cmp cp cut date dd df dirname env expr find flock getconf grep head id ln ls mkdir mv "
-    "readlink rm rmdir sed sh sha256sum sleep sort stat sync tail tar test toybox touch tr true uname uniq wc xargs"
+    "awk basename busybox cat chmod cmp cp cut date dd df dirname env expr find flock getconf grep head id ln ls mkdir "
+    "mv readlink rm rmdir sed sh sha256sum sleep sort stat sync tail tar test toybox touch tr true uname uniq wc xargs"
 ).split()
 CHANGING = ("cat", "chmod", "cp", "ln", "mkdir", "mv", "rm", "rmdir", "sync", "tar", "dd")
 
@@ -487,8 +487,13 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_the_old_version(make, tmp_path
         assert active(root).manifest == one.manifest
 
 
+NO_HARD_LINKS = 'case $1 in -s*) ;; *) echo "ln: Operation not permitted" >&2; exit 1 ;; esac'
+
+
 def test_where_there_are_no_hard_links_a_bundle_is_of_copies(make, root: Path, tmp_path: Path) -> None:
-    path = shimmed_path(tmp_path / "path", ln='case $1 in -s*) ;; *) echo "ln: Operation not permitted" >&2; exit 1 ;; esac')
+    path = shimmed_path(
+        tmp_path / "path", ln='case $1 in -s*) ;; *) echo "ln: Operation not permitted" >&2; exit 1 ;; esac'
+    )
     one, two = make("1"), make("2", files={"variants/null-fp32/large.bin": os.urandom(400_000)})
 
     for bundle in (one, two):
@@ -507,7 +512,7 @@ def test_where_there_are_no_hard_links_a_bundle_is_of_copies(make, root: Path, t
 
 
 def test_copies_are_counted_before_they_fill_the_disk(make, tmp_path: Path) -> None:
-    path = shimmed_path(tmp_path / "path", ln='case $1 in -s*) ;; *) exit 1 ;; esac')
+    path = shimmed_path(tmp_path / "path", ln=NO_HARD_LINKS)
     bundle = make(files={"variants/null-fp32/large.bin": os.urandom(10 * MEGABYTE)})
     with own_mounts(), mounted("tmpfs", "tmpfs", tmp_path / "disk", "size=32m") as disk:
         with pytest.raises(DeviceFailed, match=r"needs 2\d\.\d MB more"):
@@ -515,7 +520,9 @@ def test_copies_are_counted_before_they_fill_the_disk(make, tmp_path: Path) -> N
         assert session(disk / "edgepack").deploy(bundle).status == "installed"  # with links it fits
 
 
-def test_a_file_system_without_symbolic_links_is_refused_before_the_first_byte(make, root: Path, tmp_path: Path) -> None:
+def test_a_file_system_without_symbolic_links_is_refused_before_the_first_byte(
+    make, root: Path, tmp_path: Path
+) -> None:
     path = shimmed_path(tmp_path / "path", ln='echo "ln: Operation not permitted" >&2; exit 1')
     opened = session(root, path=path)
 

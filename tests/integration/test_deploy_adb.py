@@ -51,9 +51,7 @@ def link(phone: tuple[str, Path, Path]) -> Iterator[tuple[Device, Faults, Path]]
     """(device, what happens to the link, edgepack's folder there)."""
     serial, server, root = phone
     with proxy(server) as (port, faults):
-        entry = Device(
-            name="phone", target="host", transport="adb", address=serial, options={"server_port": port}
-        )
+        entry = Device(name="phone", target="host", transport="adb", address=serial, options={"server_port": port})
         yield entry, faults, root / ROOT[1:]
 
 
@@ -137,9 +135,7 @@ def test_a_folder_that_nothing_runs_from_is_refused_before_the_first_byte(link, 
 
 
 @pytest.mark.parametrize("cut", [60_000, 1_000_000, 4_000_000])
-def test_a_link_that_is_cut_at_any_byte_costs_at_most_a_megabyte(
-    link, harness: Path, tmp_path: Path, cut: int
-) -> None:
+def test_a_link_that_is_cut_at_any_byte_costs_at_most_a_megabyte(link, harness: Path, tmp_path: Path, cut: int) -> None:
     device, faults, root = link
     files = {f"variants/null-fp32/{i}.bin": os.urandom(60_000) for i in range(15)}
     files["variants/null-fp32/large.bin"] = os.urandom(4 * MEGABYTE)
@@ -188,9 +184,7 @@ def test_an_older_or_nameless_toybox_is_enough(
     with lacking(phone, *tools):
         with DeviceSession.open(device) as session:
             session.deploy(bundle)
-        running.run(
-            bundle.path, "null-fp32", tmp_path / "in.npz", tmp_path / "out.npz", device="phone", threads=1
-        )
+        running.run(bundle.path, "null-fp32", tmp_path / "in.npz", tmp_path / "out.npz", device="phone", threads=1)
 
     assert np.load(tmp_path / "out.npz")["y"].tolist() == [0, 1, 2, 3]
     assert active(root).manifest == bundle.manifest
@@ -205,9 +199,7 @@ def test_a_phone_without_a_hash_tool_is_refused(link, phone, harness: Path, tmp_
             session.deploy(bundle)
 
 
-def test_the_command_line_deploys_runs_and_rolls_back(
-    edgepack, link, harness: Path, tmp_path: Path
-) -> None:
+def test_the_command_line_deploys_runs_and_rolls_back(edgepack, link, harness: Path, tmp_path: Path) -> None:
     device, _, root = link
     one, two = (make_bundle(tmp_path / f"{v}.edgepack", harness, name="cli", version=v) for v in "12")
     (tmp_path / "devices.toml").write_text(
