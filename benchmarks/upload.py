@@ -4,8 +4,9 @@
 
 ssh: `scp`, paramiko's own `sftp.put`, edgepack's push, to an sshd with a configuration of its own. adb: `adb push`
 and edgepack's push, to the real adbd of a newer Debian, all in a network namespace (as root; see tests/adbd.py). Each
-figure includes connecting and logging in, scp's and adb's also starting a process. Alternating runs, medians, and the
-load average, because other work on the machine comes and goes.
+figure includes connecting and logging in, scp's and adb's also starting a process. The ways take turns, forwards and
+backwards (A B B A), because other work on the machine comes and goes: medians, the median of the ratios within each
+turn, and for adb the processor's seconds of all that take part: the program, adb's server, adbd and what it starts.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def main() -> None:
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
-        source, serial = options.inside.rsplit(",", 1)
-        return inside(Path(source), serial, options.megabytes, options.runs)
+        source, serial, process = options.inside.rsplit(",", 2)
+        return inside(Path(source), serial, int(process), options.megabytes, options.runs)
     with tempfile.TemporaryDirectory(prefix="edgepack-upload-") as scratch:
         folder = Path(scratch)
         source = folder / "source"
@@ -90,18 +91,32 @@ def over_adb(folder: Path, source: Path, megabytes: int, runs: int) -> None:
         return
     (folder / "adbd").mkdir()
     with adbd.running(files, folder / "adbd") as (serial, _):
-        inside = [
-            "nsenter",
-            f"--net=/proc/{(folder / 'adbd' / 'pid').read_text().strip()}/ns/net",
-            sys.executable,
-            __file__,
-        ]
-        run(
-            [*inside, "--megabytes", str(megabytes), "--runs", str(runs), "--inside", f"{source},{serial}"], quiet=False
-        )
+        process = (folder / "adbd" / "pid").read_text().strip()
+        inside = ["nsenter", f"--net=/proc/{process}/ns/net", sys.executable, __file__]
+        inside += ["--megabytes", str(megabytes), "--runs", str(runs), "--inside", f"{source},{serial},{process}"]
+        run(inside, quiet=False)
 
 
-def inside(source: Path, serial: str, megabytes: int, runs: int) -> None:
+def _listening(port: int) -> int:
+    """The adb server that was started for a port."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        words = (folder / "cmdline").read_bytes().split(b"\0")
+        if words[0].endswith(b"adb") and any(word.endswith(str(port).encode()) for word in words):
+            return int(folder.name)
+    raise LookupError(f"no adb server for port {port}")
+
+
+def seconds_of(processes: list[int]) -> float:
+    """Processor seconds of this process, of those, and of their children that have ended."""
+    own = os.times()
+    ticks = 0
+    for process in processes:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += sum(map(int, fields[11:15]))
+    return sum(own[:4]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def inside(source: Path, serial: str, adbd_pid: int, megabytes: int, runs: int) -> None:
     """The adb part, where adbd is reached: edgepack starts an adb server there."""
     port, remote = 5137, source.with_name("remote")
     os.environ["HOME"] = str(source.parent)
@@ -113,7 +128,8 @@ def inside(source: Path, serial: str, megabytes: int, runs: int) -> None:
             "adb push": lambda: run([*adb, "push", str(source), str(remote)]),
             "edgepack": lambda: transports.connect(entry).push(source, str(remote)),
         }
-        compare(ways, "adb push", source, remote, megabytes, runs)
+        processes = [adbd_pid, _listening(port)]
+        compare(ways, "adb push", source, remote, megabytes, runs, lambda: seconds_of(processes))
     finally:
         run([*adb, "kill-server"])
 
@@ -123,24 +139,33 @@ def run(argv: list[str], *, quiet: bool = True) -> None:
 
 
 def compare(
-    ways: dict[str, Callable[[], None]], base: str, source: Path, remote: Path, megabytes: int, runs: int
+    ways: dict[str, Callable[[], None]],
+    base: str,
+    source: Path,
+    remote: Path,
+    megabytes: int,
+    runs: int,
+    cpu: Callable[[], float] | None = None,
 ) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(runs):
-        for name, way in ways.items():
+    busy: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(runs):
+        for name in list(ways) if turn % 2 == 0 else reversed(list(ways)):
             remote.unlink(missing_ok=True)
-            started = time.monotonic()
-            way()
+            before, started = cpu() if cpu else 0.0, time.monotonic()
+            ways[name]()
             seconds[name].append(time.monotonic() - started)
+            busy[name].append((cpu() if cpu else 0.0) - before)
             assert remote.stat().st_size == source.stat().st_size
     remote.unlink()
     load = os.getloadavg()[0]
     for name, each in seconds.items():
         middle = statistics.median(each)
-        ratio = statistics.median(seconds[base]) / middle
+        ratio = statistics.median(ours / own for ours, own in zip(seconds[base], each, strict=True))
+        work = f"   CPU {statistics.median(busy[name]):.2f} s" if cpu else ""
         print(
             f"{name:<18} {megabytes / middle:7.0f} MB/s   {ratio:5.2f} x {base}   "
-            f"({min(each):.2f} to {max(each):.2f} s, load {load:.1f})"
+            f"({min(each):.2f} to {max(each):.2f} s, load {load:.1f}){work}"
         )
 
 

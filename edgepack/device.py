@@ -102,6 +102,11 @@ class DeviceSession:
             self._probe = probe(self.transport, self.device)
         return self._probe
 
+    @property
+    def tar(self) -> bool:
+        """Whether files can travel together."""
+        return "tar" in self.probe.tools
+
     def deploy(self, bundle: Bundle, variants: tuple[str, ...] = (), *, dry_run: bool = False) -> Deployed:
         """Install a checked bundle (or some of its variants), prove it on the device and switch to it.
 
@@ -231,6 +236,13 @@ class DeviceSession:
         numbered = (part.partition("\n") for part in parts)
         return {paths[int(number)]: text.removesuffix("\n") for number, _, text in numbered}
 
+    def send(self, content: bytes, path: str, offset: int = 0) -> None:
+        """Write a file of edgepack's folder, from `offset` on."""
+        with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+            local = Path(folder, "content")
+            local.write_bytes(content)
+            self.transport.push(local, f"{self.steps.root}/{path}", offset=offset)
+
     def write(self, path: str, text: str) -> bool:
         """Write a file of /sys; whether the device let us."""
         return self.steps.call("write", [path, text]).returncode == 0
@@ -291,8 +303,7 @@ class DeviceSession:
 
     def _send(self, shipment: Shipment, state: Inventory, lease: int) -> None:
         left = {sha: at for sha, at in state.missing.items() if at != shipment.objects[sha].size}
-        tar = bool(self.probe.tools & {"tar", "busybox", "toybox"})
-        small = [sha for sha in left if tar and shipment.objects[sha].size <= SMALL]
+        small = [sha for sha in left if self.tar and shipment.objects[sha].size <= SMALL]
         for batch in _batches(shipment, small):
             self.steps.receive(lease, shipment.tar(batch))
         for sha, at in left.items():
@@ -302,14 +313,11 @@ class DeviceSession:
             self._push(shipment, sha, offset)
 
     def _push(self, shipment: Shipment, sha256: str, offset: int) -> None:
-        remote = f"{self.steps.root}/objects/{sha256}.part"
-        if sha256 not in shipment.texts:
-            self.transport.push(shipment.local(sha256), remote, offset=offset)
-            return
-        with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-            text = Path(folder, "manifest.json")
-            text.write_bytes(shipment.texts[sha256])
-            self.transport.push(text, remote, offset=offset)
+        path = f"objects/{sha256}.part"
+        if sha256 in shipment.texts:
+            self.send(shipment.texts[sha256], path, offset)
+        else:
+            self.transport.push(shipment.local(sha256), f"{self.steps.root}/{path}", offset=offset)
 
     def _prove(self, shipment: Shipment) -> tuple[tuple[str, SelfTest], ...]:
         """Run every variant on the golden samples, there. Raises `DeviceFailed` with what each one said."""
@@ -351,7 +359,12 @@ class RunFolder:
     def put(self, files: dict[str, bytes]) -> None:
         """Write files."""
         named = {f"runs/{self.name}/{name}": content for name, content in files.items()}
-        self.session.steps.receive(LEASE, archive(named.items()))
+        if self.session.tar:
+            self.session.steps.receive(LEASE, archive(named.items()))
+            return
+        self.session.steps.folder(LEASE, f"runs/{self.name}")
+        for path, content in named.items():
+            self.session.send(content, path)
 
     def get(self, name: str, local: Path) -> None:
         """Copy a file from there."""

@@ -77,6 +77,10 @@ class Steps:
         """Unpack a tar in the folder."""
         self._step("receive", [str(lease)], tar, len(tar))
 
+    def folder(self, lease: int, path: str) -> None:
+        """Make a folder in the folder."""
+        self._step("folder", [str(lease), path])
+
     def commit(self, lease: int, shipment: Shipment) -> list[str]:
         """Put the bundle together of what arrived; returns the objects that are missing or have other bytes."""
         argv = [str(lease), shipment.digest, sha256_text(shipment.listing)]

@@ -10,7 +10,6 @@ from edgepack.this_machine import MACHINES
 from edgepack.types import Probe, Target
 
 RESERVE = 16 << 20  # bytes that stay free on the device
-HASH_TOOLS = frozenset({"sha256sum", "busybox", "toybox"})
 
 
 def check(shipment: Shipment, probe: Probe, device: str) -> None:
@@ -44,7 +43,9 @@ def _folder(probe: Probe) -> list[str]:
         problems.append("its folder there is read-only (the `root` of the device in devices.toml)")
     if probe.noexec:
         problems.append("its folder there is mounted noexec, so no program starts in it (choose another `root`)")
-    if not probe.tools & HASH_TOOLS:
+    if not probe.symlinks:
+        problems.append("its folder there is on a file system without symbolic links, such as FAT (choose another)")
+    if "sha256sum" not in probe.tools:
         problems.append("there is no sha256sum on the device (nor busybox or toybox), so nothing can be verified")
     return problems
 

@@ -74,6 +74,7 @@ _LINES: Mapping[str, tuple[str, bool]] = {
     "free_kb": (r"\d+", False),
     "writable": (r"yes|no", False),
     "noexec": (r"yes|no", False),
+    "symlinks": (r"yes|no", False),
 }
 
 
@@ -131,6 +132,7 @@ def parse(text: str, device: str) -> Probe:
         tools=frozenset(one("tools").split()),
         writable=one("writable") == "yes",
         noexec=one("noexec") == "yes",
+        symlinks=one("symlinks", "yes") == "yes",
         npu=one("npu"),
         clock=int(one("clock", "0")),
     )

@@ -411,8 +411,9 @@ class Probe:
 
     ``machine`` is ``uname -m``; ``libc`` is ``glibc``, ``musl`` or ``bionic``; ``glibcxx`` is like ``3.4.30``.
     ``clusters`` are (core name, count), slowest first; ``cpus`` are (index, largest kHz, governor); ``temperatures``
-    are (zone type, millidegree Celsius). ``free_bytes``, ``writable`` and ``noexec`` speak of the device's root
-    folder; ``npu`` names a driver; ``clock`` is the device's time in seconds since the epoch.
+    are (zone type, millidegree Celsius). ``free_bytes``, ``writable``, ``noexec`` and
+    ``symlinks`` speak of the device's root folder; ``npu`` names a driver; ``clock`` is the device's time in seconds
+    since the epoch.
     """
 
     machine: str
@@ -430,6 +431,7 @@ class Probe:
     tools: frozenset[str]
     writable: bool
     noexec: bool
+    symlinks: bool = True
     npu: str
     clock: int
 

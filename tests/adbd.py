@@ -16,14 +16,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.conftest import need
+
 SUITE = "trixie"
 SECONDS = 240.0  # for everything that apt does
 INSIDE = """
 ip link set lo up
 echo $$ >"$1/pid"
 adb -L "localfilesystem:$1/adb.sock" nodaemon server >"$1/server.log" 2>&1 &
-exec "$2" --library-path "$3" "$4" >"$1/adbd.log" 2>&1
+[ ! -d "$1/phone" ] || PREPARE
+exec $CHROOT "$2" --library-path "$3" "$4" >"$1/adbd.log" 2>&1
 """
+# What Android has where other systems have /usr: toybox and mksh alone, and a folder that programs don't start from.
+PHONE = """{
+  mount --make-rprivate / && cd "$1/phone" || exit
+  for folder in dev lib lib64 proc sys usr/lib; do mount --rbind "/$folder" "$folder" || exit; done
+  mount --bind "$5" "${5#/}" && mount -t tmpfs -o noexec tmpfs sdcard || exit
+  CHROOT="/usr/sbin/chroot $PWD"
+  PATH=/bin HOME=/data
+}"""
 PORT = 5577
 
 
@@ -90,27 +101,35 @@ def _run(argv: list[str], end: float) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(argv, check=True, capture_output=True, timeout=left, stdin=subprocess.DEVNULL)
 
 
+def phone(folder: Path) -> Path:
+    """A root folder like Android's, to be mounted together by `running`; returns it."""
+    root = folder / "phone"
+    for name in ("dev", "lib", "lib64", "proc", "sys", "usr/lib", "bin", "sdcard", "data/local/tmp", f".{cache()}"):
+        (root / name).mkdir(parents=True)
+    toybox, mksh = (need(name, f"apt install {name}") for name in ("toybox", "mksh"))
+    for program, name in ((toybox, "box"), (mksh, "sh")):
+        shutil.copy(program, root / "bin" / name)
+    for tool in subprocess.run([toybox], capture_output=True, text=True, check=True).stdout.split():
+        (root / "bin" / tool).symlink_to("box")
+    (root / "bin" / "toybox").symlink_to("box")
+    (root / "bin" / "getprop").write_text("#!/bin/sh\n[ $1 != ro.build.version.sdk ] || echo 30\n")
+    (root / "bin" / "getprop").chmod(0o755)
+    return root
+
+
 @contextlib.contextmanager
 def running(files: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
-    """adbd and an adb server that is connected to nothing yet, both in one namespace; (serial, server's socket)."""
+    """adbd and an adb server that is connected to nothing yet, both in one namespace; (serial, server's socket).
+
+    Where `scratch` has a `phone`, adbd and all that it starts see that as their root folder.
+    """
     root = files / "root"
     loader = next(p for p in (root / "lib64/ld-linux-x86-64.so.2", *root.glob("**/ld-linux-*.so.*")) if p.exists())
     libraries = ":".join(sorted({str(p.parent) for p in root.glob("**/*.so*") if p.is_file()}))
     daemon = next(p for p in root.glob("**/adbd") if p.is_file() and os.access(p, os.X_OK))
-    argv = [
-        "timeout",
-        "900",
-        "unshare",
-        "-n",
-        "sh",
-        "-c",
-        INSIDE,
-        "adbd",
-        str(scratch),
-        str(loader),
-        libraries,
-        str(daemon),
-    ]
+    script = INSIDE.replace("PREPARE", PHONE)
+    argv = ["timeout", "900", "unshare", "-n", "-m", "sh", "-c", script, "adbd"]
+    argv += [*map(str, (scratch, loader)), libraries, str(daemon), str(files)]
     environment = {**os.environ, "ADBD_PORT": str(PORT), "HOME": str(scratch), "ADB_MDNS": "0", "ADB_USB": "0"}
     child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:

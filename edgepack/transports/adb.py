@@ -1,14 +1,14 @@
 """The transport by adb: an Android device, or anything that runs adbd.
 
-adbutils speaks to the adb server, always to one serial. Programs run by the shell_v2 protocol, which keeps exit codes
-and stderr; files are streamed by it too, because adb's own push starts anew after every cut. An object serves one
-thread at a time.
+Everything goes through the adb server (adb_server.py), always to one serial. Programs run by the shell_v2 protocol,
+which keeps exit codes and stderr; files are streamed by it too, because adb's own push starts anew after every cut. An
+object serves one thread at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import mmap
 import re
 import select
 import socket
@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 
 from edgepack import log, process
 from edgepack.cache import out_of_space
-from edgepack.errors import DeviceFailed, DeviceUnreachable, ToolMissing, UsageError
+from edgepack.errors import DeviceFailed, DeviceUnreachable, UsageError
 from edgepack.transports import remote as other_side
+from edgepack.transports.adb_server import Refused, Server
 from edgepack.types import Completed, Device
 
-BLOCK = 1 << 16
+BLOCK = 1 << 18
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\[\]-]{0,127}")
 _TICK = 0.2
@@ -63,7 +64,8 @@ class Adb:
         self.device = device
         self._patience = float(device.options.get("connect_timeout", 10))
         self._silence = float(device.options.get("silence_timeout", 30))
-        self._found: Any = None
+        self._server = Server(device, self._patience)
+        self._found = ""  # the serial, once the device is known to be ready
 
     def run(self, argv: list[str], timeout: float, *, stdin: bytes | None = None) -> Completed:
         """Run a program on the device; `timeout` in seconds, then it is killed there."""
@@ -101,12 +103,12 @@ class Adb:
 
     def close(self) -> None:
         """Forget the device; the adb server keeps running, as it does for `adb`."""
-        self._found = None
+        self._found = ""
 
     def _execute(
         self,
         command: str,
-        feed: Iterable[bytes],
+        feed: Iterable[bytes | memoryview],
         stdout: Callable[[bytes], Any],
         stderr: bytearray,
         timeout: float | None,
@@ -141,7 +143,7 @@ class Adb:
         try:
             return shell.receive(_TICK)
         except (EOFError, OSError) as error:
-            self._found = None
+            self._found = ""
             states = self._states()
             if states.get(self.device.address or "", "device") != "device":
                 self._attached()  # tells what it is now
@@ -179,31 +181,30 @@ class Adb:
 
     def _shell(self, command: str) -> _Shell:
         """Start a command line on the device."""
-        import adbutils
-
         service = f"shell,v2,raw:{command}"
         if len(service.encode()) > 0xFFFF:
             raise DeviceFailed(f"{self.device.name}: a command of over 64 KB is more than adb takes.", "")
+        return _Shell(self._service(service))
+
+    def _service(self, service: str) -> socket.socket:
+        """A connection to one of adbd's services."""
         serial = self._attached()
         try:
-            connection = self._client().device(serial).open_transport(timeout=self._patience)
-            connection.send_command(service)
-            connection.check_okay()
-        except adbutils.AdbTimeout as error:
+            return self._server.open(serial, service)
+        except TimeoutError as error:
             raise self._silent() from error
-        except (adbutils.AdbError, OSError) as error:
-            self._found = None
+        except (Refused, OSError) as error:
+            self._found = ""
             raise DeviceUnreachable(
                 f"{self.device.name}: adb could not start a program on {serial}: {error}.",
                 "See `adb devices`; perhaps: adb reconnect",
                 id="EP520",
             ) from error
-        return _Shell(connection)
 
     def _attached(self) -> str:
         """The serial of the device, which is ready to run programs. Raises `DeviceUnreachable`."""
-        if self._found is not None:
-            return str(self._found)
+        if self._found:
+            return self._found
         states = self._states()
         wanted = self.device.address
         if not wanted and len(states) > 1:
@@ -238,7 +239,7 @@ class Adb:
         return serial
 
     def _check_features(self, serial: str) -> None:
-        features = self._ask(f"host-serial:{serial}:features").split(",")
+        features = self._server.ask(f"host-serial:{serial}:features").split(",")
         if "shell_v2" not in features:
             raise DeviceUnreachable(
                 f"{self.device.name}: adbd on {serial} is too old: it doesn't tell how a program ended (no shell_v2).",
@@ -248,7 +249,7 @@ class Adb:
 
     def _connect(self, serial: str) -> dict[str, str]:
         """Ask the server to connect to HOST:PORT; what is attached then."""
-        answer = self._ask(f"host:connect:{serial}")
+        answer = self._server.ask(f"host:connect:{serial}")
         states = self._states()
         if serial not in states:
             raise DeviceUnreachable(
@@ -260,68 +261,15 @@ class Adb:
 
     def _states(self) -> dict[str, str]:
         """Serial -> state of everything that the server sees."""
-        lines = [line.split("\t") for line in self._ask("host:devices").splitlines()]
+        lines = [line.split("\t") for line in self._server.ask("host:devices").splitlines()]
         return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}
-
-    def _ask(self, question: str) -> str:
-        import adbutils
-
-        try:
-            with self._client().make_connection(timeout=self._patience) as connection:
-                connection.send_command(question)
-                connection.check_okay()
-                return str(connection.read_string_block())
-        except adbutils.AdbTimeout as error:
-            raise DeviceUnreachable(
-                f"{self.device.name}: the adb server gave no answer within {self._patience:g} s.",
-                "Try: adb kill-server",
-                id="EP530",
-            ) from error
-        except (adbutils.AdbError, OSError, ValueError) as error:
-            raise DeviceUnreachable(
-                f"{self.device.name}: the adb server refused {question!r}: {error}.", "Try: adb kill-server", id="EP530"
-            ) from error
-
-    def _client(self) -> Any:
-        """The client of a server that runs; one on this machine is started when it doesn't."""
-        import adbutils
-
-        options = self.device.options
-        host = options.get("server_host", os.environ.get("ANDROID_ADB_SERVER_HOST", "127.0.0.1"))
-        port = options.get("server_port", int(os.environ.get("ANDROID_ADB_SERVER_PORT", 5037)))
-        try:
-            socket.create_connection((host, port), timeout=min(3.0, self._patience)).close()
-        except OSError as error:
-            if host not in ("127.0.0.1", "localhost", "::1"):
-                raise DeviceUnreachable(
-                    f"{self.device.name}: there is no adb server at {host}:{port}: {error}.",
-                    "Start one there: adb -a nodaemon server",
-                    id="EP530",
-                ) from error
-            _start_server(port)
-        return adbutils.AdbClient(host=host, port=port, socket_timeout=self._patience)
-
-
-def _start_server(port: int) -> None:
-    import adbutils
-
-    try:
-        program = adbutils.adb_path()
-    except adbutils.AdbError as error:
-        raise ToolMissing("There is no adb on this machine.", "Install it: apt install adb") from error
-    done = process.run([program, "-P", str(port), "start-server"], limits=process.Limits(seconds=30))
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise ToolMissing(f"The adb server can't be started on port {port}: {said}", "Is the port taken?", id="EP403")
 
 
 class _Shell:
     """One program on the device, by the packets of shell_v2: kind (1 byte), length (4 bytes), data."""
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._socket: socket.socket = connection.conn
-        self._socket.settimeout(None)
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
         self._buffer = bytearray()
         self.moved = time.monotonic()  # when bytes last moved
 
@@ -344,9 +292,13 @@ class _Shell:
         del self._buffer[:at]
         return packets
 
-    def send(self, kind: int, block: bytes) -> None:
+    def send(self, kind: int, block: bytes | memoryview) -> None:
         """Send one packet."""
-        self._socket.sendall(struct.pack("<BI", kind, len(block)) + block)
+        head = struct.pack("<BI", kind, len(block))
+        sent = self._socket.sendmsg([head, block])  # both at once, and neither copied
+        if sent < len(head) + len(block):
+            self._socket.sendall(head[sent:])
+            self._socket.sendall(memoryview(block)[max(0, sent - len(head)) :])
         self.moved = time.monotonic()
 
     def close(self) -> None:
@@ -356,7 +308,7 @@ class _Shell:
         self._socket.close()
 
 
-def _send(shell: _Shell, feed: Iterable[bytes]) -> None:
+def _send(shell: _Shell, feed: Iterable[bytes | memoryview]) -> None:
     with contextlib.suppress(OSError, ValueError):  # a program that ended early: its exit code tells why
         try:
             for block in feed:
@@ -365,11 +317,12 @@ def _send(shell: _Shell, feed: Iterable[bytes]) -> None:
             shell.send(CLOSE_STDIN, b"")  # also when a file could not be read to its end: the size is checked there
 
 
-def _blocks(path: Path, offset: int, size: int) -> Iterator[bytes]:
-    """The bytes of a file from `offset` to `size`, which it must not change meanwhile."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        left = size - offset
-        while left > 0 and (block := file.read(min(BLOCK, left))):
-            left -= len(block)
-            yield block
+def _blocks(path: Path, offset: int, size: int) -> Iterator[memoryview]:
+    """The bytes of a file from `offset` to `size`, which it must not change meanwhile.
+
+    They are its pages, which only the kernel reads: of a file that shrinks, sending is an `OSError` (EFAULT).
+    """
+    if offset < size:
+        with path.open("rb") as file:
+            pages = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+        yield from (pages[at : min(at + BLOCK, size)] for at in range(offset, size, BLOCK))

@@ -9,9 +9,16 @@ shift 2
 # fsync of one file is not everywhere; flushing the file system is, and covers its folders too.
 flush() { sync -f . 2>/dev/null || sync; }
 
-tool=sha256sum
-command -v sha256sum >/dev/null 2>&1 || tool="busybox sha256sum"
-command -v "${tool%% *}" >/dev/null 2>&1 || tool="toybox sha256sum"
+named() { # the words that run a tool, which may be a part of a toolbox without a name of its own
+  command -v "$1" >/dev/null 2>&1 || for box in busybox toybox; do
+    if "$box" "$1" --help >/dev/null 2>&1; then
+      set -- "$box $1"
+      break
+    fi
+  done
+  echo "$1"
+}
+tool=$(named sha256sum)
 hashes() { xargs -r $tool; } # file names on stdin, none with a blank -> "SHA256  NAME" lines
 
 # whole DIGEST SUMS: every file of the bundle has the bytes that were built. SUMS is the hash of "SHA256  NAME" lines.
@@ -49,30 +56,42 @@ over() { # is the lease of the lock $text over?
   [ "${rest%:*}" != "$boot" ] || [ "$up" -gt "${rest##*:}" ] || [ "${rest##*:}" -gt $((up + 86400)) ]
 }
 
-acquire() { # $1: lease in seconds, $2: the text of a lock whose owner is known to be dead
+# Only one script at a time is in one of the next three, whose stdin is the folder that they are in. Not every busybox
+# has flock; there, who takes a lock over waits a second to see whether another one did the same.
+acquire() ( # $1: lease in seconds, $2: the text of a lock whose owner is known to be dead
+  if flock 0 2>/dev/null; then alone=yes; else alone=; fi
   for try in 1 2 3 4 5; do
-    if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then return; fi
+    if ln -s "$mine:$boot:$((up + $1))" lock 2>/dev/null; then exit; fi
     text=$(readlink lock) || text=
     [ -z "$text" ] || break # else it was released just now
   done
-  if [ "${text%%:*}" = "$mine" ]; then
+  [ -n "$text" ] || ln -s "$mine:$boot:$((up + $1))" lock # says why it can't
+  if [ -n "$text" ] && [ "${text%%:*}" != "$mine" ]; then
+    if [ "$text" != "$2" ] && ! over; then busy; fi
     replace_lock "$1"
-    return
+    [ -n "$alone" ] || sleep 1 # two may have seen the old lock at once: the one who wrote last has it
+  else
+    replace_lock "$1"
   fi
-  if [ -n "$text" ] && [ "$text" != "$2" ] && ! over; then busy; fi
-  replace_lock "$1"
-  sleep 1 # two may have seen the old lock at once: the one who wrote last has it
+  check_lock
+) <.
+
+check_lock() {
   text=$(readlink lock) || text=
   [ "${text%%:*}" = "$mine" ] || busy
 }
 
-renew() { # $1: lease in seconds
-  text=$(readlink lock) || text=
-  [ "${text%%:*}" = "$mine" ] || busy
+renew() ( # $1: lease in seconds
+  flock 0 2>/dev/null || :
+  check_lock
   replace_lock "$1"
-}
+) <.
 
-release() {
+release() ( # gives the lock back, and before that removes these folders where they are empty
+  flock 0 2>/dev/null || :
   text=$(readlink lock) || text=
-  if [ "${text%%:*}" = "$mine" ]; then rm -rf stage lock; fi
-}
+  if [ "${text%%:*}" = "$mine" ]; then
+    rmdir "$@" 2>/dev/null || :
+    rm -rf stage lock.* lock
+  fi
+) <.

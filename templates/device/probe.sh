@@ -67,7 +67,11 @@ for zone in "$prefix"/sys/class/thermal/thermal_zone[0-9]*; do
   [ -n "$line" ] && say temperature "$line $kind"
 done
 
-for tool in sha256sum tar sync flock taskset toybox busybox stat df mv ln dd timeout nice chmod; do
+boxed() { has "$1" || busybox "$1" --help >/dev/null 2>&1 || toybox "$1" --help >/dev/null 2>&1; }
+for tool in sha256sum tar; do
+  boxed "$tool" && tools="$tools $tool"
+done
+for tool in sync flock taskset toybox busybox stat df mv ln dd timeout nice chmod; do
   has "$tool" && tools="$tools $tool"
 done
 say tools "${tools# }"
@@ -91,6 +95,8 @@ if { printf '#!%s\nexit 0\n' "$(command -v sh)" >"$trial"; } 2>/dev/null; then
   say writable yes
   chmod 700 "$trial"
   if "$trial" 2>/dev/null; then say noexec no; else say noexec yes; fi
+  rm -f "$trial"
+  if ln -s . "$trial" 2>/dev/null; then say symlinks yes; else say symlinks no; fi
   rm -f "$trial"
 else
   say writable no

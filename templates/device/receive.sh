@@ -1,4 +1,4 @@
 # receive LEASE, with a tar of objects on stdin.
 cd "$root"
 renew "$1"
-tar xof -
+$(named tar) xof -

@@ -15,7 +15,7 @@ used() { # is a process running in or from bundles/$1?
 
 collect() { # remove what no model points to and nobody uses
   here=$(pwd -P)
-  rm -rf stage runs lock.*
+  rm -rf stage runs
   for path in .edgepack-probe-*; do # of a probe that was killed
     [ -d "/proc/${path##*-}" ] || rm -f "$path"
   done

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from edgepack.bundle import open_bundle
+from edgepack.device_steps import _text
 from edgepack.errors import Busy, DeviceFailed, DeviceUnreachable, UsageError
+from edgepack.shipment import ship
 from tests.conftest import need
 from tests.devices import (
     HostKilled,
@@ -25,6 +27,7 @@ from tests.devices import (
     of_a_dead_process,
     session,
 )
+from tests.mounts import mounted, own_mounts
 
 MEGABYTE = 1 << 20
 
@@ -249,6 +252,16 @@ def test_a_second_deploy_at_the_same_time_is_told_who_holds_the_device(make, roo
     assert session(root).deploy(make("2")).status == "installed"
 
 
+def test_who_is_told_to_wait_removes_nothing_of_the_one_who_began(make, root: Path) -> None:
+    first = session(root)
+    first.steps.begin(ship(make("1")), 100)
+
+    with pytest.raises(Busy):
+        session(root).deploy(make("2"))
+
+    assert {path.name for path in root.iterdir()} == {"lock", "stage", "objects", "bundles", "models"}
+
+
 def test_of_eight_deploys_at_once_each_ends_whole_or_is_told_to_wait(make, root: Path) -> None:
     bundles = [make(str(i)) for i in range(8)]
     said: list[str] = []
@@ -279,6 +292,20 @@ def test_a_lease_that_is_over_is_taken_and_its_owner_notices(make, root: Path) -
     assert session(root).deploy(make("2")).status == "installed"
     with pytest.raises(Busy):
         slow.steps.abandon(10)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh", "mksh"])
+def test_of_many_who_take_over_the_same_lease_one_has_it(root: Path, shell: str) -> None:
+    need(shell.split()[0], f"apt install {shell.split()[0]}")
+    need("flock", "apt install util-linux")
+    boot, argv = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), [*shell.split(), "-c", _text("lock")]
+    root.mkdir()
+    for _ in range(3):
+        (root / "lock").unlink(missing_ok=True)
+        (root / "lock").symlink_to(f"me@there,1,x,t:{boot}:1")
+        tries = [subprocess.Popen([*argv, "edgepack", root, f"me@here,1,x,{i}", "60", ""], stdout=-1) for i in range(8)]
+        assert sorted(each.wait(60) for each in tries) == [0] + 7 * [9]
+        assert {path.name for path in root.iterdir()} == {"lock"}
 
 
 def test_a_lock_of_a_killed_deploy_on_this_machine_or_before_a_reboot_is_taken_at_once(make, root: Path) -> None:
@@ -320,8 +347,8 @@ def test_the_host_killed_at_any_message_leaves_a_whole_bundle_and_the_next_deplo
 
 
 TOOLS = (
-    "awk basename busybox cat chmod cmp cp cut date dd df dirname env expr find getconf grep head id ln ls mkdir mv "
-    "readlink rm rmdir sed sh sha256sum sleep sort stat sync tail tar test toybox touch tr true uname uniq wc xargs"
+    "awk basename busybox cat chmod cmp cp cut date dd df dirname env expr find flock getconf grep head id ln ls mkdir "
+    "mv readlink rm rmdir sed sh sha256sum sleep sort stat sync tail tar test toybox touch tr true uname uniq wc xargs"
 ).split()
 CHANGING = ("cat", "chmod", "cp", "ln", "mkdir", "mv", "rm", "rmdir", "sync", "tar", "dd")
 
@@ -344,6 +371,19 @@ def counting_path(folder: Path, action: str) -> Path:
             (folder / tool).symlink_to(real)
     (folder / "sleep").unlink()
     (folder / "sleep").symlink_to("/bin/true")
+    return folder
+
+
+def shimmed_path(folder: Path, **shims: str) -> Path:
+    """A PATH whose tools do what their shim says and then what they usually do."""
+    folder.mkdir()
+    for tool in TOOLS:
+        if real := shutil.which(tool):
+            (folder / tool).symlink_to(real)
+    for tool, shim in shims.items():
+        (folder / tool).unlink()
+        (folder / tool).write_text(f'#!/bin/sh\n{shim}\nexec {shutil.which(tool)} "$@"\n')
+        (folder / tool).chmod(0o755)
     return folder
 
 
@@ -389,54 +429,35 @@ def test_the_device_killed_before_any_change_keeps_a_whole_bundle_and_the_next_d
     assert len(seen) == 2
 
 
-def mounted(image: Path, where: Path, *options: str) -> Path:
-    where.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-o", ",".join(("loop", *options)), image, where], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"needs root and loop devices to mount a disk image: {done.stderr.strip()}")
-    return where
-
-
 @pytest.mark.slow
 def test_a_power_cut_before_any_change_keeps_a_whole_bundle(make, tmp_path: Path) -> None:
     """The image is copied while it is mounted: what the device had not flushed is lost, as when the power fails."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a disk image")
     mkfs = shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:" + os.environ["PATH"]) or need("mkfs.ext4", "e2fsprogs")
     image = tmp_path / "disk.img"
     with image.open("wb") as stream:
         stream.truncate(48 * MEGABYTE)
     subprocess.run([mkfs, "-q", image], check=True)
-    disk = mounted(image, tmp_path / "disk", "commit=300")
-    root, one, two = disk / "edgepack", make("1"), make("2")
-    try:
-        of_a_dead_process(session(root)).deploy(one)  # its lock's end may not be on the disk yet
-        copy = f"/bin/cp --sparse=always {image} {tmp_path}/cut.$n.img"
-        of_a_dead_process(session(root, path=counting_path(tmp_path / "path", copy))).deploy(two)
-    finally:
-        subprocess.run(["umount", disk], check=True)
-    digests = {one.manifest["digest"]: 0, two.manifest["digest"]: 0}
-    cuts = sorted(tmp_path.glob("cut.*.img"), key=lambda path: int(path.name.split(".")[1]))
-    for cut in cuts:
-        mounted(cut, disk)
-        try:
-            digests[active(root).manifest["digest"]] += 1
-            if cut in cuts[::8]:
-                session(root).deploy(two)
-                assert active(root).manifest == two.manifest
-                check_no_orphans(root)
-        finally:
-            subprocess.run(["umount", disk], check=True)
+    root, one, two = tmp_path / "disk" / "edgepack", make("1"), make("2")
+    with own_mounts():
+        with mounted("ext4", image, root.parent, "loop", "commit=300"):
+            of_a_dead_process(session(root)).deploy(one)  # its lock's end may not be on the disk yet
+            copy = f"/bin/cp --sparse=always {image} {tmp_path}/cut.$n.img"
+            of_a_dead_process(session(root, path=counting_path(tmp_path / "path", copy))).deploy(two)
+        digests = {one.manifest["digest"]: 0, two.manifest["digest"]: 0}
+        cuts = sorted(tmp_path.glob("cut.*.img"), key=lambda path: int(path.name.split(".")[1]))
+        for cut in cuts:
+            with mounted("ext4", cut, root.parent, "loop"):
+                digests[active(root).manifest["digest"]] += 1
+                if cut in cuts[::8]:
+                    session(root).deploy(two)
+                    assert active(root).manifest == two.manifest
+                    check_no_orphans(root)
     assert len(cuts) > 40 and all(digests.values())
 
 
 def test_a_disk_that_fills_up_in_the_middle_keeps_the_old_version(make, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", disk]).returncode:
-        pytest.skip("needs a mount of a small tmpfs, which needs root")
-    root = disk / "edgepack"
-    try:
+    with own_mounts(), mounted("tmpfs", "tmpfs", tmp_path / "disk", "size=40m") as disk:
+        root = disk / "edgepack"
         one, two = make("1"), make("2", files={"variants/null-fp32/large.bin": os.urandom(4 * MEGABYTE)})
         session(root).deploy(one)
 
@@ -458,8 +479,57 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_the_old_version(make, tmp_path
         with pytest.raises(DeviceFailed, match=r"needs \d+\.\d MB more .* but \d+\.\d MB are free"):
             session(root).deploy(too_large)
         assert sorted(disk.rglob("*")) == before
-    finally:
-        subprocess.run(["umount", disk], check=True)
+
+        session(root).deploy(one)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(DeviceFailed, match="read-only"):
+            session(root).deploy(two)
+        assert active(root).manifest == one.manifest
+
+
+NO_HARD_LINKS = 'case $1 in -s*) ;; *) echo "ln: Operation not permitted" >&2; exit 1 ;; esac'
+
+
+def test_where_there_are_no_hard_links_a_bundle_is_of_copies(make, root: Path, tmp_path: Path) -> None:
+    path = shimmed_path(
+        tmp_path / "path", ln='case $1 in -s*) ;; *) echo "ln: Operation not permitted" >&2; exit 1 ;; esac'
+    )
+    one, two = make("1"), make("2", files={"variants/null-fp32/large.bin": os.urandom(400_000)})
+
+    for bundle in (one, two):
+        session(root, path=path).deploy(bundle)
+
+    inside = [path for path in (root / "models/tiny/current/").resolve().rglob("*") if path.is_file()]
+    assert inside and all(path.stat().st_nlink == 1 for path in inside)
+    assert active(root).manifest == two.manifest
+    check_no_orphans(root)
+    assert session(root, path=path).deploy(two).status == "unchanged"
+    session(root, path=path).rollback("tiny")
+    assert active(root).manifest == one.manifest
+    (root / "models/tiny/current/variants/null-fp32/weights.bin").write_text("rotten")  # the object is another file
+    assert session(root, path=path).deploy(one).sent == 0
+    assert active(root).manifest == one.manifest
+
+
+def test_copies_are_counted_before_they_fill_the_disk(make, tmp_path: Path) -> None:
+    path = shimmed_path(tmp_path / "path", ln=NO_HARD_LINKS)
+    bundle = make(files={"variants/null-fp32/large.bin": os.urandom(10 * MEGABYTE)})
+    with own_mounts(), mounted("tmpfs", "tmpfs", tmp_path / "disk", "size=32m") as disk:
+        with pytest.raises(DeviceFailed, match=r"needs 2\d\.\d MB more"):
+            session(disk / "edgepack", path=path).deploy(bundle)
+        assert session(disk / "edgepack").deploy(bundle).status == "installed"  # with links it fits
+
+
+def test_a_file_system_without_symbolic_links_is_refused_before_the_first_byte(
+    make, root: Path, tmp_path: Path
+) -> None:
+    path = shimmed_path(tmp_path / "path", ln='echo "ln: Operation not permitted" >&2; exit 1')
+    opened = session(root, path=path)
+
+    with pytest.raises(DeviceFailed, match="without symbolic links, such as FAT") as caught:
+        opened.deploy(make())
+
+    assert caught.value.id == "EP602" and opened.transport.calls == 1 and not root.exists()
 
 
 @pytest.mark.parametrize("box", ["busybox", "toybox"])

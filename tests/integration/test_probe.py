@@ -14,7 +14,7 @@ from edgepack.transports.remote import script
 from edgepack.types import Device, Probe
 from tests.conftest import need
 
-SHELLS = [("dash",), ("bash", "--posix"), ("busybox", "sh")]
+SHELLS = [("dash",), ("bash", "--posix"), ("busybox", "sh"), ("mksh",)]
 CPUINFO = """\
 processor\t: {index}
 BogoMIPS\t: 48.00

@@ -66,6 +66,7 @@ REFUSED = [
     ("no hash tool", {"tools": frozenset({"tar"})}, "no sha256sum"),
     ("read-only", {"writable": False}, "read-only"),
     ("noexec", {"noexec": True}, "noexec"),
+    ("FAT", {"symlinks": False}, "file system without symbolic links"),
 ]
 
 
@@ -90,7 +91,7 @@ def test_what_the_probe_could_not_tell_refuses_nothing(shipment: Shipment) -> No
 
 
 def test_a_busybox_board_is_accepted(shipment: Shipment) -> None:
-    preflight.check(shipment, replace(GOOD, tools=frozenset({"busybox"})), "board")
+    preflight.check(shipment, replace(GOOD, tools=frozenset({"busybox", "sha256sum"})), "board")
 
 
 def test_too_little_space_is_told_with_numbers() -> None:

@@ -1,0 +1,4 @@
+# folder LEASE FOLDER: make a folder.
+cd "$root"
+renew "$1"
+mkdir -p "$2"
