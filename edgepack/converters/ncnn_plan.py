@@ -1,5 +1,6 @@
 """Which of an ncnn model's layers become integers, and which blobs between them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ncnn_files import ARRAY, QUANTIZABLE, Layer
@@ -20,8 +21,8 @@ class Reader:
 class Plan:
     """What becomes integers, whatever the ranges turn out to be. `kept` are names of layers that stay in float."""
 
-    def __init__(self, layers: list[Layer], kept: set[str]) -> None:
-        self.layers = layers
+    def __init__(self, layers: list[Layer], kept: Collection[str]) -> None:
+        self.layers, self.kept = layers, frozenset(kept)
         self.producers = {top: index for index, layer in enumerate(layers) for top in layer.tops}
         free = [(i, layer) for i, layer in enumerate(layers) if layer.name not in kept]
         self.wanted = {i: self.origin(layer.bottoms[0]) for i, layer in free if quantizable(layer)}

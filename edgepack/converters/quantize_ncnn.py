@@ -45,14 +45,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, floats, locate, read_param, write_param
 from ncnn_half import halve
 from ncnn_int8 import DYNAMIC, Rounded, narrow, round_weights, shift_float, write_layer
-from ncnn_plan import Plan
+from ncnn_names import given_coding, given_factors, match, nodes_of
+from ncnn_plan import Plan, products
 from ncnn_ranges import Coding, coding
-from ncnn_watch import Blob, Moments, Network, moments, samples, watch
+from ncnn_watch import Moments, Network, moments, samples, watch
 
 AUTOMATIC = ("mse", "percentile", "minmax")  # rules for ranges, tried in this order
-JUDGED = 64  # calibration samples that decide between them
-GOOD = 30.0  # dB; from here on the differences between ranges are chance
+JUDGED, SENSED = 64, 16  # calibration samples that decide between rules, and that rank layers
+GOOD = 30.0  # dB; from here on the differences are chance
 CLEARLY = 0.25  # dB by which a later rule must be better
+FLOAT_SHARE = 0.05  # of the multiplications that the most sensitive layers may do in float at the highest effort
+GAIN = 0.1  # dB that a layer in float must bring
 
 
 def main() -> None:
@@ -76,50 +79,57 @@ class Quantizer:
 
     def __init__(self, request: dict, layers: list[Layer], blocks: list[list[Block]], weights: np.ndarray) -> None:
         self.request, self.layers, self.blocks, self.weights = request, layers, blocks, weights
-        self.options = request["int8"]
-        self.kept: set[str] = set()
+        options = request["int8"]
+        self.effort, self.memory = options["effort"], options["memory_mb"] * 1_000_000
+        self.nodes = match(layers, blocks, weights, nodes_of(Path(request["onnx"])))
+        self.given = {index: node.given for index, node in self.nodes.items()}
+        self.asked = {*options["keep_float"], *options["wide"]}  # ncnn has no wider integers
+        self.kept = frozenset(layers[i].name for i, node in self.nodes.items() if node.name in self.asked)
         self.plan = Plan(layers, self.kept)
-        self.whole = Plan(layers, set())
+        self.known: list[dict[str, np.ndarray]] = []
 
     def run(self, out: Path) -> dict:
         """Write the best candidate's files to `out`. Returns what became of which layer."""
-        plan, effort = self.plan, self.options["effort"]
-        blobs = watch(self.request, plan)
-        rounded = self.round(blobs)
-        automatic = AUTOMATIC[:1] if effort == "fast" else AUTOMATIC
-        rules = automatic if self.options["ranges"] == "auto" else (self.options["ranges"],)
-        best: tuple[float, dict, list[bytes], list[Layer]] | None = None
-        for rule in rules:
-            codings = {n: coding(blob, rule, shiftable=plan.shiftable(n)) for n, blob in blobs.items()}
-            facts, parts, layers = self.write(codings, rounded)
-            files = self.save(out, parts, layers)
-            ratio = self.judge(files) if len(rules) > 1 else 0.0
-            if best is None or ratio > best[0] + CLEARLY:
-                best = (ratio, {**facts, "ranges": rule}, parts, layers)
-            if best[0] >= GOOD:
-                break
-        assert best is not None
-        self.save(out, best[2], best[3])
-        return {**best[1], "sqnr_db": round(best[0], 2)} if len(rules) > 1 else best[1]
+        self.blobs = watch(self.request, self.plan)
+        self.rounded = self.round()
+        asked, given = self.request["int8"]["ranges"], self.all_given()
+        automatic = AUTOMATIC[:1] if self.effort == "fast" or given else AUTOMATIC
+        rules = automatic if asked == "auto" else (asked,)
+        plan, rule, tried = self.plan, rules[0], {}
+        if len(rules) > 1:
+            for each in rules:
+                tried[each] = self.judge(self.save(out, *self.write(plan, each)))
+                if tried[each] > tried[rule] + CLEARLY:
+                    rule = each
+                if tried[rule] >= GOOD:
+                    break
+        if self.effort == "high" and not given:
+            if rule not in tried:
+                tried[rule] = self.judge(self.save(out, *self.write(plan, rule)))
+            if tried[rule] < GOOD:
+                plan, tried["some layers in float"] = self.with_float(out, rule, tried[rule])
+        parts, layers = self.write(plan, rule)
+        self.save(out, parts, layers)
+        return {**self.told(plan, layers), "ranges": rule, "tried": {k: round(v, 2) for k, v in tried.items()}}
 
-    def round(self, blobs: dict[str, Blob]) -> dict[int, Rounded]:
+    def all_given(self) -> bool:
+        """Whether the model came with the ranges of all that is quantized."""
+        return all(index in self.given and self.given[index].scale is not None for index in self.plan.wanted)
+
+    def round(self) -> dict[int, Rounded]:
         """The integers of every layer's weights; they don't depend on the activations' ranges."""
-        plan, effort = self.plan, self.options["effort"]
+        plan = self.plan
         found: dict[int, Rounded] = {}
 
         def one(index: int, known: Moments | None) -> None:
+            layer, blob = self.layers[index], self.blobs[plan.wanted[index]]
+            factors = given_factors(layer, self.given.get(index))
             found[index] = round_weights(
-                self.layers[index],
-                self.blocks[index],
-                self.weights,
-                blobs[plan.wanted[index]],
-                known,
-                effort=effort,
-                given=None,
+                layer, self.blocks[index], self.weights, blob, known, effort=self.effort, given=factors
             )
 
-        if effort == "high":
-            for batch in moments(self.request, plan, self.options["memory_mb"] * 500_000):
+        if self.effort == "high" and not self.all_given():
+            for batch in moments(self.request, plan, self.memory // 2):
                 for index, known in batch.items():
                     one(index, known)
         for index in plan.wanted:
@@ -127,45 +137,76 @@ class Quantizer:
                 one(index, None)
         return found
 
-    def write(self, codings: dict[str, Coding], rounded: dict[int, Rounded]) -> tuple[dict, list[bytes], list[Layer]]:
-        """The .bin in parts, the .param's layers, and what is to be told of them."""
+    def coding(self, plan: Plan, blob: str, rule: str) -> Coding:
+        """The integers of a blob: as the model says, else by the rule."""
+        shiftable = plan.shiftable(blob)
+        says = [self.given[i] for i in plan.readers[blob].layers if i in plan.wanted and i in self.given]
+        says = [each for each in says if each.scale is not None]
+        if says:
+            return given_coding(max(says, key=lambda each: each.scale or 0.0), shiftable=shiftable)
+        return coding(self.blobs[blob], rule, shiftable=shiftable)
+
+    def with_float(self, out: Path, rule: str, ratio: float) -> tuple[Plan, float]:
+        """The plan with those layers in float that gain most, as long as they do no more than FLOAT_SHARE of the work.
+
+        Gains are measured on calibration samples with one layer at a time in float.
+        """
         plan = self.plan
+        work = {i: products(self.layers[i], self.blobs[blob].shape) for i, blob in plan.wanted.items()}
+        left = FLOAT_SHARE * sum(work.values())
+        base = self.judge(self.save(out, *self.write(plan, rule)), SENSED)
+        ranked = []
+        for index in (i for i, count in work.items() if count <= left):
+            single = Plan(self.layers, self.kept | {self.layers[index].name})
+            ranked.append((self.judge(self.save(out, *self.write(single, rule)), SENSED), index))
+        chosen: set[str] = set()
+        for reached, index in sorted(ranked, key=lambda pair: (-pair[0], pair[1])):
+            if reached > base + GAIN and work[index] <= left:
+                chosen.add(self.layers[index].name)
+                left -= work[index]
+        mixed = Plan(self.layers, self.kept | chosen)
+        better = self.judge(self.save(out, *self.write(mixed, rule))) if chosen else ratio
+        return (mixed, better) if better > ratio + CLEARLY else (plan, ratio)
+
+    def write(self, plan: Plan, rule: str) -> tuple[list[bytes], list[Layer]]:
+        """The .bin in parts, and the .param's layers."""
+        codings = {name: self.coding(plan, name, rule) for name in plan.readers}
         layers, parts = deepcopy(self.layers), []
-        chain, shifted = [], []
         for index, (layer, blocks) in enumerate(zip(layers, self.blocks, strict=True)):
             made = codings.get(layer.tops[0]) if layer.tops else None
             zero = made is not None and bool(made.zero)
             if index in plan.wanted:
-                top = plan.chained(index)
-                use = made if zero or top is not None else None
-                parts.append(
-                    write_layer(layer, rounded[index], codings[plan.wanted[index]], use, chained=top is not None)
-                )
-                chain += [layer.name] if top is not None else []
+                chained = plan.chained(index) is not None
+                source, use = codings[plan.wanted[index]], made if zero or chained else None
+                parts.append(write_layer(layer, self.rounded[index], source, use, chained=chained))
             elif index in plan.dynamic and blocks:
                 parts.append(DYNAMIC[layer.type](layer, blocks, self.weights))
-            elif zero:
-                assert made is not None
+            elif made is not None and zero:
                 parts.append(shift_float(layer, blocks, self.weights, made))
-            elif layer.name in self.kept:
-                rest = blocks[1:]
-                parts.append(narrow(floats(blocks[0], self.weights)) + b"".join(self.stored(block) for block in rest))
+            elif layer.name in plan.kept and blocks:
+                parts.append(narrow(floats(blocks[0], self.weights)) + self.stored(blocks[1:]))
             else:
-                parts.append(b"".join(self.stored(block) for block in blocks))
-            shifted += [layer.tops[0]] if zero else []
+                parts.append(self.stored(blocks))
+        return parts, layers
+
+    def told(self, plan: Plan, layers: list[Layer]) -> dict:
+        """What became of which layer; `kept_float`, `unmapped` and `names` speak of layers as the ONNX model does."""
         done = {*plan.wanted, *(index for index in plan.dynamic if self.blocks[index])}
-        facts = {
+        names = {layers[index].name: node.name for index, node in self.nodes.items()}
+        return {
             "quantized": [layers[i].name for i in sorted(done)],
             "float": [f"{v.type} {v.name}" for i, v in enumerate(layers) if self.blocks[i] and i not in done],
-            "int8_outputs": chain,
-            "zero_points": len(shifted),
+            "kept_float": [names[v.name] for v in layers if v.name in plan.kept and v.name in names],
+            "unmapped": sorted(self.asked - set(names.values())),
+            "names": names,
+            "int8_outputs": [layers[i].name for i in plan.wanted if plan.chained(i) is not None],
             "no_winograd": [v.name for v in layers if v.int(int(FEATURE_MASK)) & NO_WINOGRAD],
+            "own_scales": sum(i in self.given and self.given[i].scale is not None for i in plan.wanted),
         }
-        return facts, parts, layers
 
-    def stored(self, block: Block) -> bytes:
-        """An array as it is in the .bin."""
-        return self.weights[block.start : block.end].tobytes()
+    def stored(self, blocks: list[Block]) -> bytes:
+        """Arrays as they are in the .bin."""
+        return b"".join(self.weights[block.start : block.end].tobytes() for block in blocks)
 
     def save(self, out: Path, parts: list[bytes], layers: list[Layer]) -> list[str]:
         """Write both files under the names that they had."""
@@ -175,17 +216,22 @@ class Quantizer:
         param_file.write_text(write_param(layers))
         return [str(param_file), str(weight_file)]
 
-    def judge(self, files: list[str]) -> float:
-        """Signal over noise of the worst output, in dB over the judged samples."""
+    def judge(self, files: list[str], count: int | None = None) -> float:
+        """Signal over noise of the worst output, in dB over the judged samples (or `count` of them)."""
         names, inputs = self.plan.outputs, self.request["inputs"]
-        more = len(names) > 1
-        float_net, int8_net = Network(self.request["files"], inputs), Network(files, inputs)
+        keep = len(names) > 1
+        if not self.known:
+            exact = Network(self.request["files"], inputs)
+            for arrays, _ in zip(samples(self.request), range(JUDGED), strict=False):
+                self.known.append({name: values.copy() for name, values in exact.run(arrays, names, keep=keep)})
+                if sum(v.nbytes for v in self.known[0].values()) * (len(self.known) + 1) > self.memory // 4:
+                    break
         signal, noise = np.zeros(len(names)), np.full(len(names), 1e-30)
-        for arrays, _ in zip(samples(self.request), range(JUDGED), strict=False):
-            exact = {name: values.astype(np.float64) for name, values in float_net.run(arrays, names, keep=more)}
-            for index, (name, got) in enumerate(int8_net.run(arrays, names, keep=more)):
-                signal[index] += np.square(exact[name]).sum()
-                noise[index] += np.square(exact[name] - got).sum()
+        made = Network(files, inputs)
+        for arrays, exact_values in zip(samples(self.request), self.known[:count], strict=False):
+            for index, (name, got) in enumerate(made.run(arrays, names, keep=keep)):
+                signal[index] += np.square(exact_values[name], dtype=np.float64).sum()
+                noise[index] += np.square(exact_values[name].astype(np.float64) - got).sum()
         ratios = 10.0 * np.log10(np.maximum(signal, 1e-30) / noise)
         return float(ratios[signal > 0.0].min()) if (signal > 0.0).any() else 0.0
 
