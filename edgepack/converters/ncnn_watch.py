@@ -105,32 +105,39 @@ def watch(request: dict, plan: Plan) -> dict[str, Blob]:
 
 @dataclass
 class Moments:
-    """Sums over what a layer reads at its positions: of the values [groups, inputs] and of their products."""
+    """Sums over what a layer reads at its positions: of the values [groups, inputs] and of their products.
+
+    Values are taken from the first sample's mean, so that large ones with little variance lose no digits.
+    """
 
     groups: int
     inputs: int
     count: int = 0
 
     def __post_init__(self) -> None:
+        self.origin = np.zeros((self.groups, self.inputs), np.float32)
         self.first = np.zeros((self.groups, self.inputs))
         self.second = np.zeros((self.groups, self.inputs, self.inputs))
 
     def add(self, patches: np.ndarray) -> None:
         """Take in patches [groups, positions, inputs]."""
+        if not self.count:
+            self.origin = patches.mean(axis=1, dtype=np.float64).astype(np.float32)
         self.count += patches.shape[1]
+        patches = patches - self.origin[:, None, :]
         self.first += patches.sum(axis=1, dtype=np.float64)
         self.second += np.swapaxes(patches, 1, 2) @ patches
 
     def mean(self) -> np.ndarray:
         """Of the inputs, [groups, inputs]."""
-        return self.first / self.count
+        return self.origin + self.first / self.count
 
     def covariance(self) -> np.ndarray:
         """Of the inputs, [groups, inputs, inputs]; shrunk to its diagonal the more, the fewer positions were seen.
 
         What few samples say of so many pairs is chance: rounding by it is better on them and worse elsewhere.
         """
-        mean = self.mean()
+        mean = self.first / self.count
         found = self.second / self.count - mean[:, :, None] * mean[:, None, :]
         trust = self.count / (self.count + SHRINK * self.inputs)
         return trust * found + (1.0 - trust) * found * np.eye(self.inputs)

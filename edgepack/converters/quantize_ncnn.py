@@ -13,6 +13,8 @@
 Request: ``files`` (.param, .bin with float32 weights), ``precision`` ("fp16" or "int8") and for INT8 ``inputs`` (blob
 names), ``samples`` (tensor folder in ncnn's own shapes: the calibration data), ``int8`` (the fields of Int8Options)
 and ``onnx`` (the model that the files were made of, which names the layers). Writes the two files under the same names.
+Layers that `keep_float` or `wide` names stay in float, with their weights as float16 where that holds them (ncnn has no
+integers wider than int8). A quantized ONNX model keeps its own scales.
 
 INT8: Convolution, ConvolutionDepthWise and InnerProduct get int8 weights with one scale per output channel (per group
 where the convolution is grouped) and one scale for their input blob; Gemm and MultiHeadAttention get int8 weights,
@@ -31,14 +33,17 @@ Differences from upstream's tools:
 - A range or channel of only zeros gets the factor 1 instead of infinity.
 
 ``effort``: "fast" takes least-error ranges and the nearest integers, "normal" tries ranges and looks for weights'
-scales, "high" rounds weights with the covariance of their inputs, which takes another pass over the samples.
+scales, "high" rounds weights with the covariance of their inputs, which takes another pass over the samples, and leaves
+the most sensitive layers in float.
 """
 
 import json
+import os
 import sys
 from copy import deepcopy
 from pathlib import Path
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would add in another order: other bytes from the same data
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))

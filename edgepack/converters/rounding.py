@@ -58,9 +58,9 @@ def compensated(weight: np.ndarray, factor: np.ndarray, covariance: np.ndarray) 
     left = np.take_along_axis(weight.astype(np.float64), order[:, None, :], axis=2)
     sorted_covariance = np.take_along_axis(covariance, order[:, :, None], axis=1)
     sorted_covariance = np.take_along_axis(sorted_covariance, order[:, None, :], axis=2)
-    damping = DAMPING * variance.mean(axis=1) + np.finfo(np.float32).tiny
-    spread = sorted_covariance + damping[:, None, None] * np.eye(inputs)
-    upper = np.swapaxes(np.linalg.cholesky(np.linalg.inv(spread)), 1, 2)
+    upper = _upper(sorted_covariance)
+    if upper is None:
+        return nearest(weight, factor)
     steps = factor.astype(np.float64)
     chosen = np.empty(weight.shape, np.int8)
     for start in range(0, inputs, WIDTH):
@@ -79,6 +79,23 @@ def compensated(weight: np.ndarray, factor: np.ndarray, covariance: np.ndarray) 
     plain = nearest(weight, factor)
     better = loss(weight, found, factor, covariance) < loss(weight, plain, factor, covariance)
     return np.where(better[:, :, None], found, plain)
+
+
+def _upper(covariance: np.ndarray) -> np.ndarray | None:
+    """The upper Cholesky factor of the damped covariance's inverse; None for numbers that have none."""
+    variance = np.diagonal(covariance, axis1=1, axis2=2).mean(axis=1)
+    share = DAMPING
+    while share < 1.0:
+        damping = share * np.abs(variance) + np.finfo(np.float32).tiny
+        spread = covariance + damping[:, None, None] * np.eye(covariance.shape[1])
+        try:
+            found = np.swapaxes(np.linalg.cholesky(np.linalg.inv(spread)), 1, 2)
+        except np.linalg.LinAlgError:
+            found = np.full(1, np.nan)
+        if np.isfinite(found).all():
+            return found
+        share *= 4.0
+    return None
 
 
 def loss(weight: np.ndarray, integers: np.ndarray, factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
