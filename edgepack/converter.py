@@ -87,10 +87,12 @@ def convert(
 def digest(script: str) -> str:
     """SHA-256 of a converter script, its pins and the modules beside it that it imports: a change of any of them
     makes its steps run again."""
-    path = FOLDER / f"{script}.py"
-    imported = re.findall(r"^from (\w+) import", path.read_text("utf-8"), re.M)
-    shared = [FOLDER / f"{name}.py" for name in imported if (FOLDER / f"{name}.py").is_file()]
-    return sha256_text("".join(map(sha256_file, [path, *shared]))) if shared else sha256_file(path)
+    found = [FOLDER / f"{script}.py"]
+    for path in found:  # grows while it is walked
+        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text("utf-8"), re.M)
+        beside = [FOLDER / f"{name}.py" for name in imported]
+        found += [file for file in dict.fromkeys(beside) if file.is_file() and file not in found]
+    return sha256_text("".join(map(sha256_file, found))) if len(found) > 1 else sha256_file(found[0])
 
 
 def environment(script: str) -> Path:

@@ -33,6 +33,9 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx.shape_inference
 
+sys.path.insert(0, str(Path(__file__).parent))
+from float_of_qdq import without_pairs
+
 TYPES = {
     onnx.TensorProto.FLOAT: "f32",
     onnx.TensorProto.FLOAT16: "f16",
@@ -52,9 +55,11 @@ NO_AXIS = 233  # pnnx's own mark for "no batch axis"
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(request["model"]))
+        model = onnx.load(request["model"])
     except Exception as error:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
+    without_pairs(model)
+    model = onnx.shape_inference.infer_shapes(model)
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
     inputs, outputs = plain(model)

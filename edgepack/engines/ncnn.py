@@ -49,8 +49,8 @@ FUSED = {"1": "ReLU", "2": "ReLU", "3": "Clip", "4": "Sigmoid", "5": "Mish", "6"
 _NO_COUNTERPART = {
     **dict.fromkeys(("If", "Loop", "Scan"), "ncnn has no control flow"),
     **dict.fromkeys(
-        ("DequantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
-        "ncnn has its own INT8 layers and takes no quantized ONNX",
+        ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+        "ncnn takes quantized ONNX only as QuantizeLinear and DequantizeLinear pairs",
     ),
     **dict.fromkeys(("NonZero", "NonMaxSuppression", "Unique", "Compress"), "its output shape depends on the values"),
     **dict.fromkeys(("StringNormalizer", "TfIdfVectorizer", "RegexFullMatch", "StringConcat"), "ncnn has no strings"),
@@ -161,8 +161,7 @@ class Ncnn:
                 for index, binding in enumerate(base.inputs):
                     _rewrite(calibration.path, samples, index, binding)
                 inputs = [binding.name for binding in base.inputs]
-                request |= {"inputs": inputs, "samples": str(samples), "threads": 1}
-                request |= {"int8": asdict(int8), "onnx": str(model.path)}
+                request |= {"inputs": inputs, "samples": str(samples), "int8": asdict(int8), "onnx": str(model.path)}
             facts = converter.convert("quantize_ncnn", request, out)
         if precision is Precision.INT8 and not facts["quantized"]:
             problem = _nothing_to_quantize()
