@@ -21,17 +21,13 @@ from edgepack.types import (
     Problem,
     RuntimeSpec,
     Target,
+    TensorSpec,
 )
 
 
 @runtime_checkable
 class Importer(Protocol):
-    """Turns one kind of source into ONNX and runs the source in its own framework.
-
-    One that can do both in one process has two more functions. ``known_inputs(source, shapes, options)`` gives the model's
-    inputs as far as they are known without it (or ``()``), and ``to_onnx_and_reference(source, shapes, options, samples,
-    out, outputs)`` does ``to_onnx`` and says whether `outputs` has what ``reference`` would have written.
-    """
+    """Turns one kind of source into ONNX and runs the source in its own framework."""
 
     name: str
     version: str
@@ -64,6 +60,27 @@ class Importer(Protocol):
         out: Path,
     ) -> None:
         """Run the source in its own framework on the tensor folder `samples`; write a tensor folder to `out`."""
+
+
+@runtime_checkable
+class OneProcessImporter(Importer, Protocol):
+    """An importer whose framework takes long to start, and so can do both at once."""
+
+    def known_inputs(
+        self, source: str, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+    ) -> tuple[TensorSpec, ...]:
+        """The model's inputs, where they are known without the framework, else nothing."""
+
+    def to_onnx_and_reference(
+        self,
+        source: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        options: Mapping[str, Any],
+        samples: Path,
+        out: Path,
+        outputs: Path,
+    ) -> bool:
+        """`to_onnx`; and True when `outputs` has what `reference` writes, for a model with the known inputs."""
 
 
 @runtime_checkable
