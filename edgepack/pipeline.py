@@ -188,7 +188,6 @@ class Line:
             self._export(variant)
         self.data = self._data()
         self.settled = {variant: self._settle(variant) for variant in plan.variants}
-        # After the exports in the queue, but those wait for the import: a second core compiles meanwhile.
         self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
         self.ready = {variant: self._finish(variant) for variant in plan.variants}
         self.configs = {engine: self._config(engine) for engine in self.harnesses}
@@ -273,9 +272,9 @@ class Line:
 
         if not engine.runtime_needs_layers:
             precisions = tuple(sorted({v.precision for v in variants}))
-            return self.graph.add(
-                f"harness {name}", lambda c: make((), precisions, c), self._core(compiler), urgency=FIRST
-            )
+            # Not needed before the exports are done; what everything waits for goes before it.
+            core = self._core(compiler)
+            return self.graph.add(f"harness {name}", lambda made: make((), precisions, made), core, urgency=EXPORT)
         # What INT8 keeps in float is known once it is settled.
         needs: list[Future[Any]] = [
             self.settled[v] if v.precision is Precision.INT8 else self.exports[v] for v in variants
