@@ -83,12 +83,15 @@ def convert(
 
 
 def digest(script: str) -> str:
-    """SHA-256 of a converter script, its pins and the modules beside it that it imports: a change of any of them
-    makes its steps run again."""
-    path = FOLDER / f"{script}.py"
-    imported = re.findall(r"^from (\w+) import", path.read_text("utf-8"), re.M)
-    shared = [FOLDER / f"{name}.py" for name in imported if (FOLDER / f"{name}.py").is_file()]
-    return sha256_text("".join(map(sha256_file, [path, *shared]))) if shared else sha256_file(path)
+    """SHA-256 of a converter script, its pins and the modules beside it that it imports, directly or not: a change of
+    any of them makes its steps run again."""
+    found = [FOLDER / f"{script}.py"]
+    for path in found:  # grows while it is read: modules import modules
+        for name in re.findall(r"^from (\w+) import", path.read_text("utf-8"), re.M):
+            beside = FOLDER / f"{name}.py"
+            if beside.is_file() and beside not in found:
+                found.append(beside)
+    return sha256_text("".join(map(sha256_file, found))) if len(found) > 1 else sha256_file(found[0])
 
 
 def environment(script: str) -> Path:
