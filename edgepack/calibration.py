@@ -220,7 +220,7 @@ def _gather_arrays(
         raise CalibrationError(f"{source} is one picture.", "Give the folder that holds it and others.")
     found = arrays.open_arrays(source)
     matched = [_match(spec, inputs, found, source) for spec in inputs]
-    extra = sorted(set(found) - {array.name for array in matched})
+    extra = sorted(set(found) - {array.name for array in matched} - {"labels"})
     if extra:
         log.note(f"{source} also holds {', '.join(map(repr, extra))}, which the model has no input for; ignored")
     counts = [_samples_in(array, spec) for array, spec in zip(matched, inputs, strict=True)]
