@@ -284,7 +284,7 @@ def _gather_arrays(
     report: Report,
 ) -> int:
     matched = [_match(spec, inputs, found, source) for spec in inputs]
-    extra = sorted(name for name, array in found.items() if array not in matched)
+    extra = sorted(name for name, array in found.items() if array not in matched and name != "labels")
     if extra:
         report.note(f"{source} also holds {', '.join(map(repr, extra))}, which the model has no input for; ignored")
     counts = [_samples_in(array, spec) for array, spec in zip(matched, inputs, strict=True)]

@@ -11,6 +11,7 @@ here by quantizing it alone, which also finds two neighbours that share one bad 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -45,11 +46,13 @@ class Attempt(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """How a repair ended: the attempt that passed, or None; the layers in float, and how many ways were tried."""
+    """How a repair ended: the attempt that passed, or None; the layers in float; how many ways were tried, and the
+    SQNR in dB of the nearest."""
 
     passed: Attempt | None
     kept: tuple[KeptFloat, ...]
     tries: int
+    nearest_db: float
 
 
 class Search:
@@ -63,6 +66,11 @@ class Search:
     def tries(self) -> int:
         """How many different ways were tried."""
         return len(self._made)
+
+    def ended(self, passed: Attempt | None, layers: Sequence[Layer] = ()) -> Repair:
+        """The repair that these tries come to."""
+        nearest = max((a.sqnr_db for a in self._made.values() if a is not None), default=-math.inf)
+        return Repair(passed=passed, kept=tuple(map(kept, layers)), tries=self.tries, nearest_db=nearest)
 
     def __call__(self, int8: Int8Options) -> Attempt | None:
         """The attempt at `int8`; None where the engine can't make it."""
@@ -87,7 +95,7 @@ def repair(
     for ranges in OTHER_RANGES if first.int8.ranges == "auto" else ():
         tried = search(replace(first.int8, ranges=ranges))
         if tried is not None and tried.passed:
-            return Repair(passed=tried, kept=(), tries=search.tries)
+            return search.ended(tried)
         if tried is not None and tried.sqnr_db > best.sqnr_db + CLEARLY:
             best = tried
     order = candidates(explain(best.int8), most_macs)
@@ -107,7 +115,7 @@ def repair(
         if passed is not None:
             break
     if passed is None:
-        return Repair(passed=None, kept=(), tries=search.tries)
+        return search.ended(None)
     too_few, chosen = 0, order
     while len(chosen) - too_few > 1 and search.tries < MOST_TRIES:
         middle = (too_few + len(chosen)) // 2
@@ -121,7 +129,7 @@ def repair(
         rest = [other for other in chosen if other is not layer]
         if (found := attempt(rest)) is not None:
             passed, chosen = found, rest
-    return Repair(passed=passed, kept=tuple(map(kept, chosen)), tries=search.tries)
+    return search.ended(passed, chosen)
 
 
 def cost(layer: Layer) -> float:

@@ -144,7 +144,8 @@ def settle(make: Maker, exported: Entry) -> Settled:
     found = repair.repair(first, make.attempt, make.explain, spec.max_float_macs / 100.0)
     if found.passed is None:
         share = f"at most {spec.max_float_macs:g} % of the multiply-accumulates in float"
-        raise Dropped(first, f"; {found.tries} other ways with {share} didn't reach it either")
+        nearest = f", the nearest has SQNR {found.nearest_db:.1f} dB" if found.nearest_db > first.sqnr_db else ""
+        raise Dropped(first, f"; {found.tries} other ways with {share} didn't reach it either{nearest}")
     passed = found.passed
     assert isinstance(passed, Settled)
     facts = replace(facts, ranges=passed.int8.ranges, kept_float=found.kept, tries=found.tries, size=passed.size)

@@ -16,11 +16,12 @@ from edgepack import config, converter, evaluation, explain, explaining, metrics
 from edgepack.cache import Cache
 from edgepack.errors import MetricError, ToolMissing
 from edgepack.plan import BuildPlan
-from edgepack.types import DEFAULT_INT8, GateSpec, Int8Options, Precision, Variant
+from edgepack.types import GateSpec, Int8Options, Precision, Variant
 from tests.conftest import missing
 from tests.models import samples
 
 BROKEN = "broken"
+FAST = Int8Options(effort="fast")
 VARIANT = Variant(engine="onnxruntime", precision=Precision.INT8)
 
 
@@ -93,6 +94,7 @@ def planned(folder: Path, **gate: Any) -> BuildPlan:
         engines=["onnxruntime"],
         precisions=[Precision.INT8],
         gate=GateSpec(**{"max_float_macs": 60.0, **gate}),
+        int8=FAST,
         output=folder,
     )
 
@@ -115,7 +117,7 @@ def made(chosen: BuildPlan, store: Cache) -> tuple[settling.Maker, Any]:
     return maker, maker.export(chosen.int8)
 
 
-def explained(folder: Path, store: Cache, int8: Int8Options = DEFAULT_INT8) -> explain.Explanation:
+def explained(folder: Path, store: Cache, int8: Int8Options = FAST) -> explain.Explanation:
     _, found = explaining.of_model(replace(planned(folder), int8=int8, named=frozenset()), store, None)
     return found
 
@@ -125,7 +127,7 @@ def test_explain_finds_the_one_broken_layer(folder: Path, store: Cache) -> None:
     worst, second = found.ranked()[:2]
 
     assert worst.layer == BROKEN
-    assert worst.single_db < 15.0 < 25.0 < second.single_db
+    assert worst.single_db < 20.0 and worst.noise > 10.0 * second.noise
     assert len([layer for layer in found.layers if layer.op in ("Conv", "Gemm")]) == 5
 
 
@@ -152,7 +154,7 @@ def test_shares_of_work_and_weights_add_up_and_are_those_of_the_shapes(folder: P
 
 
 def test_a_layer_kept_in_float_is_no_part_of_the_error(folder: Path, store: Cache) -> None:
-    found = explained(folder, store, Int8Options(keep_float=(BROKEN,)))
+    found = explained(folder, store, replace(FAST, keep_float=(BROKEN,)))
 
     assert found.sqnr_db > explained(folder, store).sqnr_db + 8.0
     assert BROKEN not in {layer.layer for layer in found.layers if layer.single_db < 40.0}

@@ -80,9 +80,60 @@ def test_a_tensor_of_zeros_or_of_nothing_has_a_range(activations: ModuleType) ->
     for values in (np.zeros(10, np.float32), np.zeros(0, np.float32)):
         seen = activations.Seen("x", None)
         seen.add(values)
-        for share in (None, 1e-4, 0.0):
-            low, high = seen.range(share)
-            assert low == high == 0.0
+        for rule in ("mse", "percentile", "minmax", "average", "entropy"):
+            assert seen.chosen(rule) == (0.0, 0.0)
+
+
+def brute_entropy(values: np.ndarray, bins: int, width: float, step: int) -> float:
+    """The threshold of Migacz's talk, bin by bin."""
+    counts = np.histogram(np.abs(values), bins=bins, range=(0.0, bins * width))[0].astype(float)
+    counts[0] = counts[1]
+    losses = {}
+    for kept in range(128, bins + 1, step):
+        reference = counts[:kept].copy()
+        reference[-1] += counts[kept:].sum()
+        merged, coded = kept // 128, np.zeros(kept)
+        for level in range(128):
+            first = level * merged
+            last = kept if level == 127 else first + merged
+            filled = [i for i in range(first, last) if reference[i] > 0]
+            for i in filled:
+                coded[i] = counts[first:last].sum() / len(filled)
+        p, q = reference / reference.sum(), coded / coded.sum()
+        losses[kept] = sum(np.inf if q[i] == 0 else p[i] * np.log(p[i] / q[i]) for i in range(kept) if p[i] > 0)
+    return min(losses, key=lambda kept: losses[kept]) * width
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_every_rule_gives_the_textbooks_range(activations: ModuleType, positive: bool) -> None:
+    values = RNG.laplace(size=(6, 4000)).astype(np.float32)
+    values = np.maximum(values, 0.0) if positive else values
+    seen = activations.Seen("x", None)
+    for row in values:
+        seen.add(row)
+    width = 2.0 * seen.limit / activations.BINS
+    assert seen.chosen("minmax") == (values.min(), values.max())
+    smooth = (np.mean([row.min() for row in values]), np.mean([row.max() for row in values]))
+    assert seen.chosen("average") == pytest.approx(smooth, rel=1e-5, abs=1e-6)
+    cut = np.quantile(values, [0.5e-4, 1 - 0.5e-4])
+    assert seen.chosen("percentile") == pytest.approx(cut, abs=float(2 * width + 0.02 * np.abs(values).max()))
+    bins = int(np.abs(values).max() / width) + 1
+    edge = brute_entropy(values, bins, width, activations.ENTROPY_STEP)
+    low, high = seen.chosen("entropy")
+    assert high == pytest.approx(min(edge, values.max()), abs=float(width))
+    assert low == pytest.approx(max(-edge, values.min()), abs=float(width))
+    assert seen.chosen("mse") == seen.range(None)
+
+
+def test_a_moving_average_follows_the_newest_samples_when_there_are_many(activations: ModuleType) -> None:
+    seen, low, high = activations.Seen("x", None), 0.0, 0.0
+    for index in range(300):
+        row = np.array([-1.0 - index / 100, 2.0 + index / 50], np.float32)
+        seen.add(row)
+        weight = max(0.01, 1 / (index + 1))
+        low, high = low + weight * (row[0] - low), high + weight * (row[1] - high)
+    assert seen.chosen("average") == pytest.approx((low, high), rel=1e-5)
+    assert seen.chosen("average")[1] > 2.0 + 150 / 50  # beyond the plain mean
 
 
 def test_rows_are_the_entries_of_the_file(activations: ModuleType, tmp_path: Path) -> None:
@@ -101,8 +152,9 @@ def test_a_change_in_a_shared_module_changes_the_digest_of_the_scripts_that_impo
     monkeypatch.setattr(converter, "FOLDER", tmp_path)
     (tmp_path / "user.py").write_text("import sys\nfrom shared import thing\n")
     (tmp_path / "other.py").write_text("import sys\n")
-    (tmp_path / "shared.py").write_text("thing = 1\n")
+    (tmp_path / "shared.py").write_text("from below import thing\n")
+    (tmp_path / "below.py").write_text("thing = 1\n")
     before = [converter.digest(name) for name in ("user", "other")]
-    (tmp_path / "shared.py").write_text("thing = 2\n")
+    (tmp_path / "below.py").write_text("thing = 2\n")
     after = [converter.digest(name) for name in ("user", "other")]
     assert before[0] != after[0] and before[1] == after[1]
