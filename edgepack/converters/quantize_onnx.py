@@ -43,7 +43,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
-from activations import Seen, room, rows
+from activations import Seen, rows
 
 RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
 JUDGED = 64  # calibration samples that decide between them
@@ -81,7 +81,7 @@ def main() -> None:
     if not plan.layers:
         raise SystemExit("there is nothing to quantize: the model has no Conv, ConvTranspose, Gemm or MatMul")
     samples = Path(request["samples"])
-    seen, wanted = calibrate(plan, samples, scratch, request["int8"]["memory_mb"])
+    seen, wanted = calibrate(plan, samples, scratch)
     best: tuple[float, float | None] | None = None
     for share in RANGES:
         made = scratch / "candidate.onnx"
@@ -477,9 +477,7 @@ def used_inside(nodes) -> set[str]:
 # Samples ------------------------------------------------------------------------------------------------------
 
 
-def calibrate(
-    plan: Plan, samples: Path, scratch: Path, memory_mb: int
-) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
+def calibrate(plan: Plan, samples: Path, scratch: Path) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
     """What is seen of every activation to be quantized, and the outputs of the first samples."""
     seen = {name: Seen(name, plan.channels(name)) for name in plan.quantized}
     asked = list(dict.fromkeys([*plan.outputs, *(name for name in seen if name not in plan.inputs)]))
@@ -493,7 +491,7 @@ def calibrate(
         values = {**feed, **dict(zip(asked, session.run(asked, feed), strict=True))}
         for name, item in seen.items():
             item.add(np.asarray(values[name]))
-        if room(wanted, JUDGED, memory_mb):
+        if len(wanted) < JUDGED:
             wanted.append([values[name] for name in plan.outputs])
     return seen, wanted
 
