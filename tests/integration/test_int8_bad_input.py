@@ -178,12 +178,11 @@ def test_one_sample_is_enough_for_a_sound_file(int8, tmp_path: Path, name: str) 
 
 
 @engines
-def test_the_same_samples_give_the_same_bytes_alone_and_beside_another_export(int8, tmp_path: Path, name: str) -> None:
+def test_the_same_samples_give_the_same_bytes_also_at_the_same_time(int8, tmp_path: Path, name: str) -> None:
     model, calibration = prepared(tmp_path, no_change)
     alone = int8(name, model, calibration, tmp_path / "alone")
     with ThreadPoolExecutor(2) as pool:
-        folders = [tmp_path / "left", tmp_path / "right"]
-        beside = list(pool.map(lambda folder: int8(name, model, calibration, folder), folders))
+        beside = list(pool.map(lambda side: int8(name, model, calibration, tmp_path / side), ("left", "right")))
     for other in beside:
         assert other.files == alone.files and other.facts == alone.facts
         for file in alone.files:
