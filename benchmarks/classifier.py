@@ -109,8 +109,8 @@ def page(found: dict[str, Any]) -> str:
         "## True accuracy of a trained classifier",
         "",
         f"A small network of depthwise separable convolutions, trained on {found['samples']['training']} digits of "
-        f"MNIST and calibrated on {CALIBRATION} of them; top-1 accuracy on {count} others, labels known, with every "
-        "layer in INT8. Lost and won are answers that were right in float only, and in INT8 only.",
+        f"MNIST and calibrated on {CALIBRATION} of them; top-1 accuracy on {count} others, labels known, with all "
+        "weights in INT8. Lost and won are answers that were right in float only, and in INT8 only.",
         "",
         "| | top-1 % | drop, points (95 % interval) | lost | won | KB |",
         "|---|---:|---|---:|---:|---:|",

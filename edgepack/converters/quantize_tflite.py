@@ -99,9 +99,24 @@ def main() -> None:
         **facts,
         "inputs": surface(before.get_input_details(), after.get_input_details()),
         "outputs": surface(before.get_output_details(), after.get_output_details()),
+        "float": in_float(data),
         "ai_edge_quantizer": version("ai-edge-quantizer"),
     }
     (out / "result.json").write_text(json.dumps(result))
+
+
+def in_float(data: bytes) -> list[str]:
+    """Operators that compute in float, by their type and the name of their first output."""
+    flat = schema.Model.GetRootAs(data)
+    names = {code: name for name, code in vars(BuiltinOperator).items() if not name.startswith("_")}
+    found = []
+    for graph in (flat.Subgraphs(index) for index in range(flat.SubgraphsLength())):
+        for operator in (graph.Operators(index) for index in range(graph.OperatorsLength())):
+            kind = names[flat.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()]
+            result = graph.Tensors(operator.Outputs(0))
+            if result.Type() == TensorType.FLOAT32 and kind != "DEQUANTIZE":
+                found.append(f"{kind} {result.Name().decode()}")
+    return found
 
 
 def fp16(model: str) -> bytes:

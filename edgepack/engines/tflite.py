@@ -84,7 +84,8 @@ class TFLite:
             made = self._quantize(model, precision, calibration, floating, out, int8)
             inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
             outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
-        artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs))
+        facts = {"float": made["float"]} if precision is Precision.INT8 else {}
+        artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs, facts=facts))
 
     def _quantize(
         self,

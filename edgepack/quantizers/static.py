@@ -41,6 +41,22 @@ def has_quantized(model: Model) -> bool:
     return "DequantizeLinear" in model.operators
 
 
+def float_layers(quantized: Path) -> list[str]:
+    """Layers with constant weights that a QDQ model computes in float, by their first output."""
+    import onnx
+
+    graph = onnx.load(quantized).graph
+    integers = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    constants = {item.name for item in graph.initializer}
+    return [
+        f"{node.op_type} {node.output[0]}"
+        for node in graph.node
+        if node.op_type in _WEIGHTED
+        and constants.intersection(node.input[:3])
+        and not integers.intersection(node.input)
+    ]
+
+
 def require_samples(calibration: Calibration | None, model: Model) -> Calibration:
     """The calibration data, where INT8 has both data and something to quantize.
 
