@@ -43,7 +43,8 @@ HEAD = """\
 Written by `benchmarks/ncnn_upstream_int8.py`. The same float files, calibration samples and inputs on both sides, and
 the same ncnn runs them. SQNR in dB of the worst output over all inputs, and top-1 agreement with the float model where
 the output is one vector of scores; for EfficientNet-Lite0 on 200 crops of 10 photographs that calibration didn't see.
-At "high" the most sensitive layers, with at most 5 % of the multiplications, stay in float; their number is in brackets.
+At "high" the most sensitive layers stay in float, with at most 5 % of the multiplications and 4 % of the weights; their
+number is in brackets.
 
 """
 
