@@ -60,6 +60,7 @@ JUDGED, SENSED = 64, 16  # calibration samples that decide between rules, and th
 GOOD = 30.0  # dB; from here on the differences are chance
 CLEARLY = 0.25  # dB by which a later rule must be better
 FLOAT_SHARE = 0.05  # of the multiplications that the most sensitive layers may do in float at the highest effort
+FLOAT_WEIGHTS = 0.04  # of the weights that they may have: the file grows by a quarter of that share of the float one
 GAIN = 0.1  # dB that a layer in float must bring
 
 
@@ -152,23 +153,24 @@ class Quantizer:
         return coding(self.blobs[blob], rule, shiftable=shiftable)
 
     def with_float(self, out: Path, rule: str, ratio: float) -> tuple[Plan, float]:
-        """The plan with those layers in float that gain most, as long as they do no more than FLOAT_SHARE of the work.
+        """The plan with those layers in float that gain most, as long as their share of work and weights is small.
 
         Gains are measured on calibration samples with one layer at a time in float.
         """
         plan = self.plan
         work = {i: products(self.layers[i], self.blobs[blob].shape) for i, blob in plan.wanted.items()}
-        left = FLOAT_SHARE * sum(work.values())
+        weights = {i: self.blocks[i][0].count for i in work}
+        left, room = FLOAT_SHARE * sum(work.values()), FLOAT_WEIGHTS * sum(weights.values())
         base = self.judge(self.save(out, *self.write(plan, rule)), SENSED)
         ranked = []
-        for index in (i for i, count in work.items() if count <= left):
+        for index in (i for i, count in work.items() if count <= left and weights[i] <= room):
             single = Plan(self.layers, self.kept | {self.layers[index].name})
             ranked.append((self.judge(self.save(out, *self.write(single, rule)), SENSED), index))
         chosen: set[str] = set()
         for reached, index in sorted(ranked, key=lambda pair: (-pair[0], pair[1])):
-            if reached > base + GAIN and work[index] <= left:
+            if reached > base + GAIN and work[index] <= left and weights[index] <= room:
                 chosen.add(self.layers[index].name)
-                left -= work[index]
+                left, room = left - work[index], room - weights[index]
         mixed = Plan(self.layers, self.kept | chosen)
         better = self.judge(self.save(out, *self.write(mixed, rule))) if chosen else ratio
         return (mixed, better) if better > ratio + CLEARLY else (plan, ratio)

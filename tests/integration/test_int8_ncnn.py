@@ -166,7 +166,7 @@ def test_a_quantized_onnx_model_keeps_its_scales(tmp_path: Path) -> None:
     inside = pairs[convolutions[1].input[0]]
     assert found[1]["input"] == pytest.approx(1 / constants[inside.input[1]], rel=1e-6)
     x = images(tmp_path, 8, 6)
-    assert decibels(expected(quantized, x), run(quantized, artifact, x)) > 30
+    assert decibels(expected(model, x), run(quantized, artifact, x)) > 28  # ONNX's evaluator has no per-channel pairs
 
 
 @pytest.mark.parametrize("effort", ["normal", "high"])

@@ -1,0 +1,171 @@
+"""Compare ncnn INT8 with upstream's ncnn2table and ncnn2int8, and write docs/ncnn_int8.md.
+
+    EDGEPACK_CACHE=DIR python benchmarks/ncnn_upstream_int8.py FOLDER_OF_PREPARE_MODELS --tools DIR [--only NAME]...
+
+DIR of --tools holds the two programs, built from upstream's source (`cmake -DNCNN_BUILD_TOOLS=ON -DNCNN_SIMPLEOCV=ON`,
+targets ncnn2table and ncnn2int8). Both sides get the same float files and the same calibration samples (upstream's
+as .npy, methods kl and aciq), and the same wheel runs what they make, on the same inputs as in `int8.py`.
+`--report` writes the page again from kept results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import int8 as figures
+import numpy as np
+
+from edgepack import artifact as artifacts
+from edgepack import calibration, cli, plugins, steps
+from edgepack.cache import Cache
+from edgepack.errors import EdgepackError
+from edgepack.resources import cache_root
+from edgepack.types import Artifact, Int8Options, Model, Precision
+
+PAGE = Path(__file__).parent.parent / "docs" / "ncnn_int8.md"
+MODELS = (
+    "EfficientNet-Lite0", "PP-OCRv4 det", "PP-OCRv2 cls", "MTCNN P-Net", "MTCNN R-Net", "MTCNN O-Net",
+    "BlazeFace front", "light_squeezenet",
+)  # fmt: skip
+EFFORTS = ("fast", "normal", "high")
+METHODS = ("kl", "aciq")
+HEAD = """\
+# ncnn INT8 and upstream's tools
+
+Written by `benchmarks/ncnn_upstream_int8.py`. The same float files, calibration samples and inputs on both sides, and
+the same ncnn runs them. SQNR in dB of the worst output over all inputs, and top-1 agreement with the float model where
+the output is one vector of scores; for EfficientNet-Lite0 on 200 crops of 10 photographs that calibration didn't see.
+At "high" the most sensitive layers stay in float, with at most 5 % of the multiplications and 4 % of the weights; their
+number is in brackets.
+
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tools", type=Path)
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--report", action="store_true", help="write the page from kept results")
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    results = folder / "ncnn_upstream_int8"
+    results.mkdir(exist_ok=True)
+    entries = [e for e in json.loads((folder / "models.json").read_text()) if e["name"] in MODELS]
+    if not options.report:
+        tools = options.tools.absolute()
+        for entry in entries:
+            if not options.only or entry["name"] in options.only:
+                found = measure(entry, folder, results / "work", tools)
+                (results / f"{figures.slug(entry)}.json").write_text(json.dumps(found, indent=1))
+                sys.stderr.write(f"{entry['name']}: {json.dumps(found)}\n")
+    kept = {e["name"]: results / f"{figures.slug(e)}.json" for e in entries}
+    PAGE.write_text(page({name: json.loads(path.read_text()) for name, path in kept.items() if path.is_file()}))
+
+
+def measure(entry: dict[str, Any], folder: Path, work: Path, tools: Path) -> dict[str, Any]:
+    """One model by every effort and every method of upstream's: metrics, or the reason why there are none."""
+    os.chdir(entry["cwd"])
+    context = cli.build.make_context("build", [entry["source"], *entry["args"], "--target", "rk3588"])
+    plan = cli._plan(**{k: v for k, v in context.params.items() if k not in ("as_json", "dry_run")})
+    cache = Cache(cache_root())
+    model = steps.import_model(plan, cache)
+    samples = steps.gather_samples(plan, cache, model)
+    model = steps.simplify(cache, model, samples, steps.run_onnx(cache, model, samples, "run the imported model"))
+    assert samples.calibration is not None
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    inputs, groups = samples.verify, np.arange(samples.verify_count)
+    crops = folder / "photographs_224" / "evaluation"
+    if entry["name"] == "EfficientNet-Lite0":
+        inputs = work / "inputs"
+        calibration.gather(crops, model.inputs, dict(plan.preprocess), inputs)
+        groups = np.array([path.stem.partition("_")[2] for path in sorted(crops.iterdir())])
+    engine = plugins.load("engines", "ncnn")
+    floating = steps.export(cache, engine, model, Precision.FP32, None, None)
+    base = artifacts.read(floating.path)
+    wanted = figures.simulate(model.path, model, inputs, work / "float")
+
+    def result(made: Artifact, name: str, seconds: float) -> dict[str, Any]:
+        out = work / f"ran-{name}"
+        out.mkdir()
+        engine.run(made, model, inputs, out)
+        sizes = sum((made.folder / file).stat().st_size for file in made.files)
+        metrics = figures.metrics(wanted, figures.load(out, model), groups)
+        return {**metrics, "bytes": sizes, "seconds": seconds, "kept": len(made.facts.get("kept_float", ()))}
+
+    found: dict[str, Any] = {}
+    for effort in EFFORTS:
+        out = work / effort
+        out.mkdir()
+        started = time.monotonic()
+        try:
+            engine.export(model, Precision.INT8, samples.calibration, floating.path, out, Int8Options(effort=effort))
+            found[effort] = result(artifacts.read(out), effort, time.monotonic() - started)
+        except EdgepackError as error:
+            found[effort] = str(error)
+    lists = samples_for_upstream(base, samples.calibration.path, work)
+    for method in METHODS:
+        out = work / method
+        out.mkdir()
+        started = time.monotonic()
+        try:
+            upstream(base, model, lists, out, method, tools)
+            artifacts.write(Artifact(**{**vars(base), "folder": out, "facts": {"precision": "int8"}}))
+            found[method] = result(artifacts.read(out), method, time.monotonic() - started)
+        except (subprocess.CalledProcessError, EdgepackError) as error:
+            found[method] = str(error)
+    return found
+
+
+def samples_for_upstream(base: Artifact, calibration: Path, work: Path) -> list[Path]:
+    """A list file per input, of one .npy for each calibration sample in ncnn's shape."""
+    lists = []
+    for index, binding in enumerate(base.inputs):
+        folder = work / f"npy-{index}"
+        folder.mkdir()
+        for place, array in enumerate(np.load(calibration / f"{index}.npy", mmap_mode="r")):
+            np.save(folder / f"{place:04}.npy", np.ascontiguousarray(artifacts.to_engine(array, binding)))
+        lists.append(work / f"list-{index}.txt")
+        lists[-1].write_text("".join(f"{path}\n" for path in sorted(folder.iterdir())))
+    return lists
+
+
+def upstream(base: Artifact, model: Model, lists: list[Path], out: Path, method: str, tools: Path) -> None:
+    """Run ncnn2table and ncnn2int8 as upstream's page says."""
+    param, weights = (base.folder / name for name in base.files)
+    shapes = ",".join(f"[{','.join(str(size) for size in reversed(b.shape))}]" for b in base.inputs)
+    table = out / "model.table"
+    words = [f"shape={shapes}", f"method={method}", "type=1", "thread=1"]
+    names = ",".join(map(str, lists))
+    with (out / "log.txt").open("w") as log:
+        subprocess.run([tools / "ncnn2table", param, weights, names, table, *words], check=True, stdout=log, stderr=log)
+        made = [out / name for name in base.files]
+        subprocess.run([tools / "ncnn2int8", param, weights, *made, table], check=True, stdout=log, stderr=log)
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    columns = {**{m: f"ncnn2table {m}" for m in METHODS}, **{e: f"edgepack {e}" for e in EFFORTS}}
+    lines = ["| model | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, item in found.items():
+        lines.append(f"| {name} | " + " | ".join(cell(item[key]) for key in columns) + " |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def cell(item: dict[str, Any] | str) -> str:
+    if isinstance(item, str):
+        return "fails"
+    kept = f" ({item['kept']})" if item["kept"] else ""
+    return f"{item['sqnr']:.1f}" + (f", {item['top1']:.3f}" if "top1" in item else "") + kept
+
+
+if __name__ == "__main__":
+    main()
