@@ -45,7 +45,7 @@ import onnx
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parent))
-from activations import Seen
+from activations import Seen, room
 from equalising import Equaliser
 from onnx_session import feeds, prepare, session_of, signal_to_noise, survivors
 from qdq_plan import Plan
@@ -162,7 +162,9 @@ def equalise(model: onnx.ModelProto, kept: set[str], samples: Path, scratch: Pat
     return equaliser.apply()
 
 
-def calibrate(plan: Plan, samples: Path, scratch: Path) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
+def calibrate(
+    plan: Plan, samples: Path, scratch: Path, memory_mb: int
+) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
     """What is seen of every activation to be quantized, and the outputs of the first samples."""
     seen = {name: Seen(name, plan.channels(name)) for name in plan.quantized}
     asked = list(dict.fromkeys([*plan.outputs, *(name for name in seen if name not in plan.inputs)]))
@@ -172,7 +174,7 @@ def calibrate(plan: Plan, samples: Path, scratch: Path) -> tuple[dict[str, Seen]
         values = {**feed, **dict(zip(asked, session.run(asked, feed), strict=True))}
         for name, item in seen.items():
             item.add(np.asarray(values[name]))
-        if len(wanted) < JUDGED:
+        if room(wanted, JUDGED, memory_mb):
             wanted.append([values[name] for name in plan.outputs])
     return seen, wanted
 

@@ -79,7 +79,7 @@ class OnnxRuntime:
             calibration = require_samples(calibration, model)
             folder = out.parent / f"{out.name}.qdq"
             folder.mkdir(exist_ok=True)
-            StaticQuantizer().quantize(model, calibration, int8, folder)
+            facts = StaticQuantizer().quantize(model, calibration, int8, folder)
             source = folder / "model.onnx"
             facts["float"] = float_layers(source)
         convert("onnx_to_ort", {"model": str(source)}, out)
