@@ -71,10 +71,12 @@ class TFLite:
         int8: Int8Options = DEFAULT_INT8,
     ) -> None:
         """Write ``model.tflite``. Raises `VariantError` when a converter fails or its file can't be run."""
+        facts: dict[str, Any] = {}
         if (origin := model.origin) is not None and (origin.engine, origin.precision) == (self.name, precision):
             shutil.copyfile(origin.path, out / FILE)
             inputs = tuple(artifacts.identity(spec) for spec in model.inputs)
             outputs = tuple(artifacts.identity(spec) for spec in model.outputs)
+            (out / LAYERS).write_text("{}")  # the ONNX form was made of this file: its names are others
         elif precision is Precision.FP32:
             made = convert("onnx_to_tflite", {"model": str(model.path)}, out)
             inputs = tuple(_binding(tensor) for tensor in made["inputs"])
@@ -87,7 +89,8 @@ class TFLite:
             made = self._quantize(model, precision, calibration, floating, out, int8)
             inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
             outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
-        facts = {**chosen(made), "float": made["float"]} if precision is Precision.INT8 else {}
+            if precision is Precision.INT8:
+                facts = {**chosen(made), "float": made["float"]}
         artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs, facts=facts))
 
     def _quantize(

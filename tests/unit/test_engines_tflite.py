@@ -35,6 +35,7 @@ def base_of(folder: Path) -> Artifact:
         outputs=(Binding(name="o0", dtype="float32", shape=(1, 4, 5, 2), perm=LAST),),
     )
     artifacts.write(base)
+    (folder / "layers.json").write_text("{}")
     return base
 
 
@@ -64,6 +65,7 @@ def test_the_bindings_of_fp32_are_what_the_converter_found(
     found = {
         "inputs": [{"name": "i0", "dtype": "float32", "shape": [1, 3, 4, 5], "perm": [0, 1, 2, 3]}],
         "outputs": [{"name": "o0", "dtype": "float32", "shape": [1, 4, 5, 2], "perm": list(LAST)}],
+        "layers": {},
     }
     calls(monkeypatch, lambda request, out: found)
     TFLite().export(model, Precision.FP32, None, None, tmp_path)
@@ -81,7 +83,7 @@ def test_int8_keeps_the_layout_of_fp32_and_takes_name_and_scale_from_the_quantiz
     new = {"name": "o0_quantized", "dtype": "int8", "scale": 0.5, "zero_point": -3}
     asked = calls(
         monkeypatch,
-        lambda request, out: {"inputs": {"i0": {**new, "name": "i0"}}, "outputs": {"o0": new}},
+        lambda request, out: {"inputs": {"i0": {**new, "name": "i0"}}, "outputs": {"o0": new}, "float": []},
     )
     out = tmp_path / "out"
     out.mkdir()
