@@ -6,6 +6,7 @@
 
 Request: ``model`` (ONNX file, fixed shapes). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` (in the
 source's order) hold each tensor's engine name, dtype, shape and ``perm``: engine = transpose(source, perm).
+``layers``: the names that nodes and their first outputs have in the file -> the first outputs' names in the source.
 
 onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known habits, and what is done:
 - it rewrites its input file: it gets a copy;
@@ -41,7 +42,7 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out, scratch = Path(request["out"]), Path(request["scratch"])
     model = onnx.load(request["model"])
-    rename(model)
+    layers = rename(model)
     fold_filled_constants(model.graph)
     model.ir_version = min(model.ir_version, IR_VERSION)
     model = with_shapes(model)
@@ -54,7 +55,7 @@ def main() -> None:
     made = convert(copy, [value.name for value in inputs], scratch / "made")
     described = describe(copy, made, inputs, [value.name for value in model.graph.output])
     (out / "model.tflite").write_bytes(made.read_bytes())
-    result = {**described, "onnx2tf": onnx2tf.__version__}
+    result = {**described, "layers": layers, "onnx2tf": onnx2tf.__version__}
     (out / "result.json").write_text(json.dumps(result))
 
 
@@ -83,8 +84,11 @@ def convert(source: Path, inputs: list[str], folder: Path) -> Path:
     return made
 
 
-def rename(model: onnx.ModelProto) -> None:
-    """Names that no tool stumbles over: inputs i0, i1..., outputs o0, o1..., the rest t0, t1..."""
+def rename(model: onnx.ModelProto) -> dict[str, str]:
+    """Names that no tool stumbles over: inputs i0, i1..., outputs o0, o1..., the rest t0, t1...
+
+    The new names of nodes and of their first outputs -> the first outputs' names before.
+    """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in constants]
@@ -95,12 +99,17 @@ def rename(model: onnx.ModelProto) -> None:
             finals.append((value.name, f"o{index}"))
         else:
             names[value.name] = f"o{index}"
+    before = [node.output[0] for node in graph.node]
     rename_graph(graph, names)
+    layers = {
+        new: old for node, old in zip(graph.node, before, strict=True) for new in (node.name, node.output[0]) if new
+    }
     for value, index in zip(graph.output, range(len(graph.output)), strict=True):
         value.name = f"o{index}"
     for old, new in finals:
         graph.node.append(onnx.helper.make_node("Identity", [names[old]], [new], name=f"n_{new}"))
     model.metadata_props.clear()
+    return layers
 
 
 def rename_graph(graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -172,7 +181,7 @@ def flatten_products(graph: onnx.GraphProto) -> None:
                 graph.initializer.append(numpy_helper.from_array(np.array(dims, np.int64), f"{target}_{name}_shape"))
             nodes.append(onnx.helper.make_node("Reshape", [source, f"{target}_in_shape"], [f"{target}_in"]))
             source, target = f"{target}_in", f"{target}_flat"
-        nodes.append(onnx.helper.make_node("Gemm", [source, node.input[1]], [target]))
+        nodes.append(onnx.helper.make_node("Gemm", [source, node.input[1]], [target], name=node.name))
         if len(left) > 2:
             nodes.append(onnx.helper.make_node("Reshape", [target, f"{node.output[0]}_out_shape"], [node.output[0]]))
     for index, node in enumerate(nodes):

@@ -4,38 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.lib.stride_tricks import sliding_window_view
+from covariance import INPUTS, Covariance, patches, rows_of
 from onnx import helper
 from onnx_session import attribute, feeds, session_of
 from qdq_plan import Plan, Weight
 from rounding import compensated, least_error
 
 SAMPLES = 32
-POSITIONS = 512  # of one sample at which a layer's inputs are looked at
-INPUTS = 2400  # of one sum; where there are more, the covariance takes too long to invert
 
 Key = tuple[str, int]
-
-
-class Covariance:
-    """Of what one layer's sums read, [groups, inputs, inputs], gathered sample by sample."""
-
-    def __init__(self, groups: int, inputs: int) -> None:
-        self.squares = np.zeros((groups, inputs, inputs))
-        self.sums = np.zeros((groups, inputs))
-        self.count = 0
-
-    def add(self, values: np.ndarray) -> None:
-        """`values` [positions, groups, inputs]"""
-        by_group = values.transpose(1, 0, 2)
-        self.squares += by_group.transpose(0, 2, 1) @ by_group
-        self.sums += values.sum(axis=0, dtype=np.float64)
-        self.count += len(values)
-
-    def value(self) -> np.ndarray:
-        """The covariance of what was seen: [groups, inputs, inputs]."""
-        mean = self.sums / self.count
-        return self.squares / self.count - mean[:, :, None] * mean[:, None, :]
 
 
 def optimise(plan: Plan, samples: Path, scratch: Path, memory_mb: int) -> None:
@@ -103,31 +80,20 @@ def watched(plan: Plan, nodes: list[onnx.NodeProto], samples: Path, scratch: Pat
     for feed, _ in zip(feeds(session, samples), range(SAMPLES), strict=False):
         values = {**feed, **dict(zip(asked, session.run(asked, feed), strict=True))}
         for node in nodes:
-            read = patches(node, values[node.input[0]], plan.constants[node.input[1]].shape)
+            read = read_by(node, values[node.input[0]], plan.constants[node.input[1]].shape)
             if read is not None:
                 yield node, read
 
 
-def patches(node: onnx.NodeProto, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def read_by(node: onnx.NodeProto, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """What the sums of a layer read at some positions of one sample, [positions, groups, inputs]."""
     if node.op_type != "Conv":
-        flat = values.reshape(-1, 1, values.shape[-1])
-        return flat[:: -(-len(flat) // POSITIONS)]
+        return rows_of(values)
     given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         return None
     rank = values.ndim - 2
     pads = given.get("pads", [0] * 2 * rank)
-    sides = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
-    dilations, strides = given.get("dilations", [1] * rank), given.get("strides", [1] * rank)
-    reach = [(size - 1) * step + 1 for size, step in zip(shape[2:], dilations, strict=True)]
-    windows = sliding_window_view(np.pad(values, sides), reach, axis=tuple(range(2, values.ndim)))
-    every = (slice(None),) * 2
-    windows = windows[(*every, *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))]
-    places = windows.shape[2 : 2 + rank]
-    count = int(np.prod(places))
-    step = -(-count * len(values) // POSITIONS)
-    chosen = np.unravel_index(np.arange(0, count, step), places)
-    picked = windows[(*every, *chosen)]  # [samples, channels, positions, *kernel]
-    picked = np.moveaxis(picked, 2, 1).reshape(-1, int(given.get("group", 1)), shape[1] * int(np.prod(shape[2:])))
-    return np.ascontiguousarray(picked)
+    sides = list(zip(pads[:rank], pads[rank:], strict=True))
+    strides, dilations = given.get("strides", [1] * rank), given.get("dilations", [1] * rank)
+    return patches(values, int(given.get("group", 1)), list(shape[2:]), strides, dilations, sides)

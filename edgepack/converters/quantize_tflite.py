@@ -19,7 +19,8 @@
 """Quantize a float32 .tflite with ai-edge-quantizer.
 
 Request: ``model`` (the float32 file), ``precision``: ``int8`` (weights and activations; ranges from ``samples``, a
-tensor folder in the file's own layout, with ``inputs``, the tensor names in its order) or ``fp16`` (weights stored as
+tensor folder in the file's own layout, with ``inputs``, the tensor names in its order, ``int8``, the fields of
+Int8Options, and ``layers``: names in the file -> first outputs of the source's nodes) or ``fp16`` (weights stored as
 float16 and widened at run time, float32 at the surface). Writes ``model.tflite``; the result's ``inputs`` and
 ``outputs`` tell, for each name of the float file, the name, dtype, scale and zero point in the new one.
 
@@ -29,48 +30,43 @@ output channel is taken out of the bias (Nagel et al. 2019, arXiv:1906.04721, se
 
 Three recipes are tried in this order until one is good:
 ``full`` (everything in integers), ``lean`` (sums, products and activation functions in float: what
-normalisations and squeeze-and-excite need) and ``dynamic`` (int8 weights, activations quantized as they come).
+normalisations and squeeze-and-excite need) and ``dynamic`` (int8 weights, activations quantized as they come). The
+effort ``fast`` takes the first recipe that works and the first rule for ranges; ``high`` tries every recipe, and
+weights that are rounded for the least error of sums (`tflite_rounding`).
+
+16-bit activations run on LiteRT's reference kernels only, one to two orders of magnitude slower than float: layers that
+are to be `wide` stay in float.
 """
 
 import dataclasses
 import json
+import re
 import sys
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
-from ai_edge_quantizer.qtyping import (
-    BuiltinOperator,
-    ComputePrecision,
-    OperatorT,
-    OpQuantizationConfig,
-    TensorDataType,
-    TensorQuantizationConfig,
-    TensorType,
-    TFLOperationName,
-)
-from ai_edge_quantizer.transformations import transformation_utils
-from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
+from ai_edge_quantizer.qtyping import TFLOperationName
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-from activations import Seen, rows
+from activations import Seen
+from tflite_fp16 import fp16
+from tflite_rounding import optimise
+from tflite_running import calibrate, feeds, load, one_line, signal_to_noise, signature
+from tflite_weights import Chosen, Layer, correct, weighted
 
-RANGES = (None, 1e-4, 0.0)  # least squared error, or the share of values left outside; tried in this order
-JUDGED = 32  # calibration samples that decide between them
-SMALLEST = 256  # values; a smaller constant isn't worth a float16 copy
-BEST = 25.0  # dB; from here on the differences between ranges are chance
-GOOD = 16.0  # dB; below it the next recipe is tried
+RANGES = ("mse", "percentile", "minmax")  # tried in this order
 HOPELESS = 8.0  # dB; a recipe that starts below it isn't tried further
+BEST = {"normal": 25.0, "high": 60.0}  # dB; from here on the differences between ranges are chance
+GOOD = {"normal": 16.0, "high": 30.0}  # dB; below it the next recipe is tried
 CLEARLY = {"ranges": 0.5, "recipe": 1.0}  # dB by which a later try must be better
 
-INTEGERS = (TensorType.INT8, TensorType.INT16)
 SURFACE = ("INPUT", "OUTPUT")
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
 MOVING = (
@@ -104,76 +100,116 @@ def main() -> None:
     (out / "result.json").write_text(json.dumps(result))
 
 
-def fp16(model: str) -> bytes:
-    weights = TensorQuantizationConfig(num_bits=16, dtype=TensorDataType.FLOAT)
-    config = OpQuantizationConfig(
-        weight_tensor_config=weights, compute_precision=ComputePrecision.FLOAT, explicit_dequantize=True
-    )
-    worker = quantizer.Quantizer(halve_tables(model))
-    worker.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, AlgorithmName.FLOAT_CASTING)
-    return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+class Try(NamedTuple):
+    """A file that was written, and how near it is on the calibration samples."""
 
-
-def halve_tables(model: str) -> bytes:
-    """Store as float16 what the tool leaves in float32: the large constants of any other operator."""
-    flat = tfl_flatbuffer_utils.read_model(model)
-    weighted = {getattr(BuiltinOperator, name, None) for name in (*WEIGHTED, "TRANSPOSE_CONV")}
-    for graph in flat.subgraphs:
-        kept = {
-            index
-            for operator in graph.operators
-            if flat.operatorCodes[operator.opcodeIndex].builtinCode in weighted
-            for index in operator.inputs
-        }
-        used = {index for operator in graph.operators for index in operator.inputs}
-        shared = Counter(tensor.buffer for tensor in graph.tensors)
-        for index in sorted(used - kept - set(graph.outputs) - {-1}):
-            tensor = graph.tensors[index]
-            buffer = flat.buffers[tensor.buffer]
-            if tensor.type != TensorType.FLOAT32 or buffer.data is None or shared[tensor.buffer] > 1:
-                continue
-            full = np.frombuffer(bytes(buffer.data), np.float32)
-            if full.size < SMALLEST or np.abs(full).max() > np.finfo(np.float16).max:
-                continue
-            wide = transformation_utils.add_new_activation_tensor(
-                tensor.name + b"_wide", tensor.shape, TensorType.FLOAT32, graph
-            )
-            for operator in graph.operators:
-                operator.inputs = [wide if number == index else number for number in operator.inputs]
-            widen = OperatorT()
-            widen.opcodeIndex = transformation_utils.add_op_code(BuiltinOperator.DEQUANTIZE, flat.operatorCodes)
-            widen.inputs, widen.outputs = [index], [wide]
-            graph.operators.insert(0, widen)
-            tensor.type = TensorType.FLOAT16
-            buffer.data = np.frombuffer(full.astype(np.float16).tobytes(), np.uint8)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(flat))
+    ratio: float
+    recipe: str
+    rule: str | None
+    data: bytes
 
 
 def int8(request: dict, facts: dict) -> bytes:
+    """The quantized file; `facts` get what was chosen."""
     uniform_quantize_tensor.uniform_quantize = of_any_rank(uniform_quantize_tensor.uniform_quantize)
+    options = request["int8"]
+    rules = RANGES if options["ranges"] == "auto" else (options["ranges"],)
+    scopes, kept = floating(request, {*options["keep_float"], *options["wide"]})
     layers = weighted(request["model"])
     histograms, wanted = calibrate(request)
-    best: tuple[float, str, float | None, bytes] | None = None
-    for name, rules in recipes().items():
-        for clip, data in candidates(request, rules, histograms, layers):
+    facts.update(kept_float=kept, rounding="nearest")
+    tried = recipes(scopes)
+    if options["effort"] == "fast":
+        return first(request, tried, rules[0], histograms, layers, facts)
+    best = search(request, tried, rules, histograms, layers, wanted, options["effort"])
+    if best is None:
+        raise ValueError("no recipe fits its operators")
+    if options["effort"] == "high":
+        chosen = optimise(request, layers, options["memory_mb"])
+        again = (best.rule,) if best.rule is not None else rules[:1]
+        for _, data in candidates(request, tried[best.recipe], again, histograms, layers, chosen):
+            ratio = signal_to_noise(data, request, wanted)
+            if ratio > best.ratio:
+                best = Try(ratio, best.recipe, best.rule, data)
+                facts["rounding"] = "compensated"
+    facts.update(sqnr_db=round(best.ratio, 2), recipe=best.recipe, ranges=best.rule)
+    return best.data
+
+
+def first(
+    request: dict,
+    tried: dict[str, list],
+    rule: str,
+    histograms: dict[str, Seen],
+    layers: dict[bytes, Layer],
+    facts: dict,
+) -> bytes:
+    """The first recipe that the tool and LiteRT take, unjudged."""
+    for name, rules in tried.items():
+        for _, data in candidates(request, rules, (rule,), histograms, layers, {}):
+            try:
+                signal_to_noise(data, request, [])
+            except RuntimeError:
+                continue
+            facts.update(sqnr_db=None, recipe=name, ranges=rule)
+            return data
+    raise ValueError("no recipe fits its operators")
+
+
+def search(
+    request: dict,
+    tried: dict[str, list],
+    rules: tuple[str, ...],
+    histograms: dict[str, Seen],
+    layers: dict[bytes, Layer],
+    wanted: list[list[np.ndarray]],
+    effort: str,
+) -> Try | None:
+    """The best recipe and rule; a later one must be clearly better."""
+    best: Try | None = None
+    for name, recipe in tried.items():
+        for rule, data in candidates(request, recipe, rules, histograms, layers, {}):
             try:
                 ratio = signal_to_noise(data, request, wanted)
             except RuntimeError:  # an integer kernel that refuses these values; the next recipe leaves it alone
                 break
-            if best is None or ratio > best[0] + CLEARLY["ranges" if name == best[1] else "recipe"]:
-                best = (ratio, name, clip, data)
-            if ratio < HOPELESS or best[0] >= BEST:
+            if best is None or ratio > best.ratio + CLEARLY["ranges" if name == best.recipe else "recipe"]:
+                best = Try(ratio, name, rule, data)
+            if ratio < HOPELESS or best.ratio >= BEST[effort]:
                 break
-        if best is not None and best[0] >= GOOD:
+        if best is not None and best.ratio >= GOOD[effort]:
             break
-    if best is None:
-        raise ValueError("no recipe fits its operators")
-    facts.update(sqnr_db=round(best[0], 2), recipe=best[1], clip=best[2])
-    return best[3]
+    return best
 
 
-def recipes() -> dict[str, list]:
-    """What to quantize and how, in the tool's terms."""
+def floating(request: dict, names: set[str]) -> tuple[list[str], list[str]]:
+    """Patterns of the operators that these layers became, and which of the layers were found.
+
+    onnx2tf names what belongs to a node NODE_something, and a result TENSOR or TENSOR_something.
+    """
+    asked = {new: old for new, old in request["layers"].items() if old in names}
+    if not asked:
+        return [], []
+    flat = tfl_flatbuffer_utils.read_model(request["model"])
+    patterns, found = [], set()
+    for graph in flat.subgraphs:
+        for operator in graph.operators:
+            inputs, outputs = (
+                [tfl_flatbuffer_utils.get_tensor_name(graph.tensors[index]) for index in indices if index >= 0]
+                for indices in (operator.inputs, operator.outputs)
+            )
+            parts = [name for name in inputs if re.match(r"n\d+_\d+_(?!input|output)", name)]
+            owners = {re.match(r"n\d+_\d+", name).group() for name in parts} | {
+                re.match(r"[^_]*", name).group() for name in outputs
+            }
+            if owners & asked.keys():
+                found |= {asked[owner] for owner in owners & asked.keys()}
+                patterns.append("^" + re.escape(outputs[0]) + ";")
+    return patterns, sorted(found)
+
+
+def recipes(floating: list[str]) -> dict[str, list]:
+    """What to quantize and how, in the tool's terms; operators of the patterns `floating` are left alone."""
     full, lean, dynamic = (recipe_manager.RecipeManager() for _ in range(3))
     for operator in TFLOperationName:
         if operator.value in (*SURFACE, *WEIGHTED, *MOVING, *COMPUTING):
@@ -184,128 +220,39 @@ def recipes() -> dict[str, list]:
             dynamic.add_dynamic_config(".*", operator, num_bits=8)
         if operator.value in TABLES:
             dynamic.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
+    for pattern in floating:
+        for manager in (full, lean, dynamic):
+            manager.add_quantization_config(
+                pattern, TFLOperationName.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE
+            )
     recipes = {"full": full, "lean": lean, "dynamic": dynamic}
     return {name: manager.get_quantization_recipe() for name, manager in recipes.items()}
 
 
-def candidates(request: dict, rules: list, histograms: dict[str, Seen], layers: dict[bytes, "Layer"]):
-    """Every try of one recipe: the share of values left outside, and the file."""
-    worker = quantizer.Quantizer(request["model"], rules)
+def candidates(
+    request: dict,
+    recipe: list,
+    rules: tuple[str, ...],
+    histograms: dict[str, Seen],
+    layers: dict[bytes, Layer],
+    chosen: Chosen,
+):
+    """Every try of one recipe: the rule for ranges (None where it needs no ranges), and the file."""
+    worker = quantizer.Quantizer(request["model"], recipe)
     ranges = {}
     if worker.need_calibration:  # one sample shows which tensors the recipe asks about, and in what shape
         ranges = worker.calibrate({signature(request["model"]): [next(feeds(request))]}, num_threads=1)
-    for clip in RANGES:
-        for name in ranges.keys() & histograms.keys():
-            low, high = histograms[name].range(clip)
+    known = sorted(ranges.keys() & histograms.keys())
+    for rule in rules if known else (None,):
+        for name in known:
+            low, high = histograms[name].chosen(rule)
             shape = np.shape(ranges[name]["min"])
             ranges[name] = {**ranges[name], "min": np.full(shape, low), "max": np.full(shape, high)}
         try:
             result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         except (RuntimeError, ValueError):  # an operator that can't be quantized; the next recipe leaves it alone
             return
-        yield clip, bytes(correct(bytearray(result.quantized_model), layers, histograms))
-        if not ranges.keys() & histograms.keys():
-            return
-
-
-@dataclasses.dataclass
-class Layer:
-    """A layer with constant weights in the float file."""
-
-    kind: int
-    weights: np.ndarray
-    input: str
-
-
-def weighted(model: str) -> dict[bytes, Layer]:
-    """Convolutions and fully connected layers by the name of their weights; those that share them are left out."""
-    flat = schema.Model.GetRootAs(Path(model).read_bytes())
-    found: dict[bytes, Layer] = {}
-    uses: Counter[bytes] = Counter()
-    for kind, inputs, _, graph in correctable(flat):
-        weights = graph.Tensors(inputs[1])
-        buffer = flat.Buffers(weights.Buffer())
-        if weights.Type() == TensorType.FLOAT32 and (buffer.DataLength() or buffer.Size()):
-            values = stored(flat, weights, np.float32).reshape(weights.ShapeAsNumpy())
-            if not np.isfinite(values).all():
-                raise ValueError(f"the weights {weights.Name().decode()} hold NaN or infinity")
-            found[weights.Name()] = Layer(kind, values, graph.Tensors(inputs[0]).Name().decode())
-            uses[weights.Name()] += 1
-    return {name: layer for name, layer in found.items() if uses[name] == 1}
-
-
-def correctable(flat):
-    """Operator code, inputs, uses of each tensor and graph of every layer whose bias can be corrected."""
-    codes = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D, BuiltinOperator.FULLY_CONNECTED)
-    for graph in (flat.Subgraphs(index) for index in range(flat.SubgraphsLength())):
-        operators = [graph.Operators(index) for index in range(graph.OperatorsLength())]
-        uses = Counter(int(index) for operator in operators for index in operator.InputsAsNumpy())
-        for operator in operators:
-            kind = flat.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
-            if kind in codes:
-                yield kind, [int(index) for index in operator.InputsAsNumpy()], uses, graph
-
-
-def stored(flat, tensor, dtype: type) -> np.ndarray:
-    """A constant's values: a view of the file's bytes. Large ones lie behind the flatbuffer itself."""
-    buffer = flat.Buffers(tensor.Buffer())
-    if buffer.Offset() > 1:
-        return np.frombuffer(buffer._tab.Bytes, np.uint8, buffer.Size(), buffer.Offset()).view(dtype)
-    return buffer.DataAsNumpy().view(dtype)
-
-
-def correct(data: bytearray, layers: dict[bytes, Layer], seen: dict[str, Seen]) -> bytearray:
-    """Take what rounding the weights adds to the output on average out of each bias of the file, in place."""
-    flat = schema.Model.GetRootAs(data)
-    graphs = [flat.Subgraphs(index) for index in range(flat.SubgraphsLength())]
-    tensors = [graph.Tensors(index) for graph in graphs for index in range(graph.TensorsLength())]
-    for tensor in tensors:
-        scale = tensor.Quantization().ScaleAsNumpy() if tensor.Quantization() is not None else 1.0
-        if tensor.Type() in INTEGERS and not (np.isfinite(scale).all() and np.all(scale > 0)):
-            raise ValueError(f"it gave {tensor.Name().decode()} a scale of 0, infinity or NaN")
-    shared = Counter(tensor.Buffer() for tensor in tensors)
-    for kind, inputs, uses, graph in correctable(flat):
-        weights = graph.Tensors(inputs[1])
-        layer = layers.get(weights.Name())
-        mean = seen[layer.input].mean() if layer is not None and layer.input in seen else None
-        if layer is None or mean is None or weights.Type() != TensorType.INT8:
-            continue
-        if len(inputs) < 3 or inputs[2] < 0 or uses[inputs[2]] > 1:
-            continue
-        bias = graph.Tensors(inputs[2])
-        shift = mean_error(kind, layer.weights, widened_weights(flat, weights), mean)
-        if shift is None or shared[bias.Buffer()] > 1:
-            continue
-        if bias.Type() == TensorType.INT32:
-            values, limits = stored(flat, bias, np.int32), np.iinfo(np.int32)
-            steps = np.rint(shift / bias.Quantization().ScaleAsNumpy().astype(np.float64))
-            values[:] = np.clip(values - steps, limits.min, limits.max)
-        elif bias.Type() == TensorType.FLOAT32:
-            stored(flat, bias, np.float32)[:] -= shift.astype(np.float32)
-    return data
-
-
-def widened_weights(flat, tensor) -> np.ndarray:
-    integers = stored(flat, tensor, np.int8).reshape(tensor.ShapeAsNumpy())
-    scale = tensor.Quantization().ScaleAsNumpy().astype(np.float64)
-    axis = tensor.Quantization().QuantizedDimension()
-    return integers * scale.reshape([-1 if index == axis else 1 for index in range(integers.ndim)])
-
-
-def mean_error(kind: int, exact: np.ndarray, rounded: np.ndarray, mean: np.ndarray) -> np.ndarray | None:
-    """What the error of the weights adds to each output channel, from the means of the input's channels."""
-    if exact.shape != rounded.shape:
-        return None
-    error = rounded - exact
-    if kind == BuiltinOperator.DEPTHWISE_CONV_2D:  # [1, height, width, channels * multiplier]
-        sums = error.sum(axis=(0, 1, 2))
-        return None if len(sums) % len(mean) else sums * np.repeat(mean, len(sums) // len(mean))
-    sums = error.reshape(len(error), -1, error.shape[-1]).sum(axis=1)  # [outputs, inputs of one group]
-    groups = len(mean) // sums.shape[1]
-    if groups * sums.shape[1] != len(mean) or not groups or len(sums) % groups:
-        return None
-    parts = np.einsum("goc,gc->go", sums.reshape(groups, -1, sums.shape[1]), mean.reshape(groups, -1))
-    return parts.reshape(-1)
+        yield rule, bytes(correct(bytearray(result.quantized_model), layers, histograms, chosen))
 
 
 def of_any_rank(uniform_quantize):
@@ -319,99 +266,6 @@ def of_any_rank(uniform_quantize):
         return uniform_quantize(data, params, *rest, **more)
 
     return wrapped
-
-
-def calibrate(request: dict) -> tuple[dict[str, Seen], list[list[np.ndarray]]]:
-    """Histograms of every float activation, and the outputs of the first samples."""
-    interpreter = tfl_interpreter_utils.create_tfl_interpreter(
-        request["model"], use_xnnpack=True, num_threads=1, preserve_all_tensors=True
-    )
-    inputs = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
-    outputs = [detail["index"] for detail in interpreter.get_output_details()]
-    constant = constants(request["model"])
-    watched = {
-        detail["name"]: (detail["index"], Seen(detail["name"], -1))
-        for detail in interpreter.get_tensor_details()
-        if detail["name"] and detail["name"] not in constant and detail["dtype"] is np.float32
-    }
-    wanted = []
-    for feed in feeds(request):
-        for name, value in feed.items():
-            interpreter.set_tensor(inputs[name], value)
-        interpreter.invoke()
-        for name, (index, histogram) in list(watched.items()):
-            try:
-                histogram.add(interpreter.get_tensor(index))
-            except ValueError:  # a temporary without content
-                del watched[name]
-        if len(wanted) < JUDGED:
-            wanted.append([interpreter.get_tensor(index) for index in outputs])
-    return {name: histogram for name, (_, histogram) in watched.items()}, wanted
-
-
-def constants(model: str) -> set[str]:
-    flat = tfl_flatbuffer_utils.read_model(model)
-    return {
-        tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name
-        for graph in flat.subgraphs
-        for tensor in graph.tensors
-        if flat.buffers[tensor.buffer].data is not None
-    }
-
-
-def signal_to_noise(data: bytes, request: dict, wanted: list[list[np.ndarray]]) -> float:
-    """Of the worst float output, in dB over all judged samples."""
-    interpreter = load(data)
-    inputs = {detail["name"]: detail for detail in interpreter.get_input_details()}
-    outputs = interpreter.get_output_details()
-    signal, noise = np.zeros(len(outputs)), np.full(len(outputs), 1e-30)
-    for feed, reference in zip(feeds(request), wanted, strict=False):
-        for name, value in feed.items():
-            interpreter.set_tensor(inputs[name]["index"], quantized(value, inputs[name]))
-        interpreter.invoke()
-        for number, (detail, value) in enumerate(zip(outputs, reference, strict=True)):
-            if value.dtype.kind == "f":
-                got = widened(interpreter.get_tensor(detail["index"]), detail)
-                signal[number] += np.square(value, dtype=np.float64).sum()
-                noise[number] += np.square(value.astype(np.float64) - got).sum()
-    ratios = 10.0 * np.log10(np.maximum(signal, 1e-30) / noise)
-    return float(ratios[signal > 0.0].min()) if (signal > 0.0).any() else 0.0
-
-
-def quantized(value: np.ndarray, detail: dict) -> np.ndarray:
-    scale, zero = detail["quantization"]
-    if not scale or value.dtype.kind != "f":
-        return value.astype(detail["dtype"])
-    limits = np.iinfo(detail["dtype"])
-    return np.clip(np.rint(value / np.float32(scale)) + zero, limits.min, limits.max).astype(detail["dtype"])
-
-
-def widened(value: np.ndarray, detail: dict) -> np.ndarray:
-    scale, zero = detail["quantization"]
-    return (value.astype(np.float64) - zero) * scale if scale else value.astype(np.float64)
-
-
-def load(data: bytes) -> Interpreter:
-    try:
-        interpreter = Interpreter(model_content=data, num_threads=1)
-        interpreter.allocate_tensors()
-    except Exception as error:
-        raise SystemExit(f"what ai-edge-quantizer wrote cannot be loaded by LiteRT: {one_line(error)}") from error
-    return interpreter
-
-
-def signature(model: str) -> str:
-    names = list(Interpreter(model).get_signature_list())
-    if len(names) != 1:
-        raise ValueError(f"the file has {len(names)} signatures, one is needed")
-    return names[0]
-
-
-def feeds(request: dict):
-    """One dictionary a sample."""
-    names = request["inputs"]
-    for values in zip(*(rows(Path(request["samples"], f"{i}.npy")) for i in range(len(names))), strict=True):
-        yield dict(zip(names, values, strict=True))
 
 
 def surface(before: list[dict], after: list[dict]) -> dict[str, dict]:
@@ -431,10 +285,6 @@ def described(detail: dict) -> dict:
         "scale": float(scale) if measured else None,
         "zero_point": int(zero) if measured else 0,
     }
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class OnnxRuntime:
 
         For int8 `model` may be a QDQ model already; a float one is quantized here with `calibration`.
         """
-        source = model.path
+        source, facts = model.path, {}
         if precision is Precision.FP16:
             convert("onnx_to_fp16", {"model": str(source)}, out)
             return self._write(model, ("model.onnx",), out)
@@ -78,11 +78,11 @@ class OnnxRuntime:
             calibration = require_samples(calibration, model)
             folder = out.parent / f"{out.name}.qdq"
             folder.mkdir(exist_ok=True)
-            StaticQuantizer().quantize(model, calibration, int8, folder)
+            facts = StaticQuantizer().quantize(model, calibration, int8, folder)
             source = folder / "model.onnx"
         convert("onnx_to_ort", {"model": str(source)}, out)
         shutil.rmtree(out.parent / f"{out.name}.qdq", ignore_errors=True)
-        return self._write(model, ("model.ort",), out)
+        return self._write(model, ("model.ort",), out, facts)
 
     def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
         """Run on the host: tensor folder in, tensor folder out."""
@@ -110,12 +110,13 @@ class OnnxRuntime:
         files = [str(artifact.folder / artifact.files[0]) for artifact in artifacts.values()]
         convert(BUILD_CONFIG, {"models": files, "names": list(artifacts)}, out)
 
-    def _write(self, model: Model, files: tuple[str, ...], out: Path) -> None:
+    def _write(self, model: Model, files: tuple[str, ...], out: Path, facts: dict[str, Any] | None = None) -> None:
         artifacts.write(
             Artifact(
                 folder=out,
                 files=files,
                 inputs=tuple(artifacts.identity(spec) for spec in model.inputs),
                 outputs=tuple(artifacts.identity(spec) for spec in model.outputs),
+                facts=facts or {},
             )
         )

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ import numpy as np
 from edgepack import artifact as artifacts
 from edgepack.converter import convert
 from edgepack.errors import VariantError
-from edgepack.quantizers.static import require_samples
+from edgepack.quantizers.static import chosen, require_samples
 from edgepack.types import (
     DEFAULT_INT8,
     Artifact,
@@ -35,6 +36,7 @@ from edgepack.types import (
 
 TIMED_RUNS = 5
 FILE = "model.tflite"
+LAYERS = "layers.json"  # beside the float file: its names -> the source's layers
 
 
 class TFLite:
@@ -71,6 +73,7 @@ class TFLite:
             made = convert("onnx_to_tflite", {"model": str(model.path)}, out)
             inputs = tuple(_binding(tensor) for tensor in made["inputs"])
             outputs = tuple(_binding(tensor) for tensor in made["outputs"])
+            (out / LAYERS).write_text(json.dumps(made["layers"], indent=1))
         else:
             if base is None:
                 raise VariantError(f"tflite {precision} starts from the fp32 file, which was not made.")
@@ -78,7 +81,8 @@ class TFLite:
             made = self._quantize(model, precision, calibration, floating, out, int8)
             inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
             outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
-        artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs))
+        facts = chosen(made) if precision is Precision.INT8 else {}
+        artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs, facts=facts))
 
     def _quantize(
         self,
@@ -98,7 +102,7 @@ class TFLite:
         try:
             to_engine(calibration.path, floating.inputs, samples)
             request |= {"samples": str(samples), "inputs": [binding.name for binding in floating.inputs]}
-            request |= {"int8": asdict(int8), "onnx": str(model.path)}
+            request |= {"int8": asdict(int8), "layers": json.loads((floating.folder / LAYERS).read_text())}
             return convert("quantize_tflite", request, out)
         finally:
             shutil.rmtree(samples, ignore_errors=True)

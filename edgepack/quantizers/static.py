@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from edgepack.converter import convert
 from edgepack.errors import CalibrationError, Unsupported
@@ -20,12 +21,12 @@ class StaticQuantizer:
     version = "1"
     tools: tuple[str, ...] = ("quantize_onnx",)
 
-    def quantize(self, model: Model, calibration: Calibration, int8: Int8Options, out: Path) -> None:
-        """Write ``out/model.onnx``; the layers of `int8.keep_float` stay in float.
+    def quantize(self, model: Model, calibration: Calibration, int8: Int8Options, out: Path) -> dict[str, Any]:
+        """Write ``out/model.onnx``; the layers of `int8.keep_float` stay in float. Returns what was `chosen`.
 
         Raises `ToolFailed` (a `VariantError`) when the model has nothing to quantize or the tool fails.
         """
-        convert(
+        made = convert(
             "quantize_onnx",
             {
                 "model": str(model.path),
@@ -34,6 +35,13 @@ class StaticQuantizer:
             },
             out,
         )
+        return chosen(made)
+
+
+def chosen(made: dict[str, Any]) -> dict[str, Any]:
+    """What a quantizer's result tells of its choices: for an artifact's facts."""
+    told = ("effort", "kept_float", "ranges", "recipe", "rounding", "equalised", "sqnr_db", "scales")
+    return {key: made[key] for key in told if made.get(key) not in (None, [], 0)}
 
 
 def has_quantized(model: Model) -> bool:
