@@ -117,7 +117,8 @@ def build(as_json: bool, dry_run: bool, **options: Any) -> None:
         return
     result = pipeline.build(plan, Cache(cache_root()), prepare(plan))
     _print(report.build_document(result), as_json, report.table(result))
-    if result.bundle is None:
+    gated = any(outcome.gate is not None and not outcome.gate.passed for outcome in result.outcomes)
+    if result.bundle is None and not gated:
         _fail(3)
     if named_failures(plan, result.outcomes):
         _fail(1)

@@ -147,7 +147,7 @@ def test_a_variant_below_its_bound_is_dropped_with_the_figures_and_the_exit_code
 
     called = edgepack(
         "build", files / "tiny.onnx", "--target", tmp_path / "strict.toml", "--calib", files / "calib.npz",
-        "--samples", files / "samples.npz", "--engine", "onnxruntime", "-o", tmp_path, "--json",
+        "--samples", files / "samples.npz", "--engine", "onnxruntime", "--no-repair", "-o", tmp_path, "--json",
     )  # fmt: skip
 
     outcome = called.outcomes["onnxruntime-int8"]
@@ -155,6 +155,31 @@ def test_a_variant_below_its_bound_is_dropped_with_the_figures_and_the_exit_code
     assert "cosine" in outcome["reason"] and "0.9999999" in outcome["reason"]
     bundle = Path(called.json["bundle"])
     assert sorted(p.name for p in (bundle / "variants").iterdir()) == ["onnxruntime-fp16", "onnxruntime-fp32"]
+
+
+def test_variants_that_miss_the_gate_are_dropped_and_the_exit_code_says_so_although_none_was_named(
+    edgepack, built, arguments: list[object], files: Path, tmp_path: Path
+) -> None:
+    gate = ["--data", files / "samples.npz", "--min-sqnr", 190, "--no-repair", "-o", tmp_path]
+    called = edgepack(*arguments, *gate)
+
+    status = {name: item["status"] for name, item in called.outcomes.items()}
+    assert called.code == 1
+    assert status == {name: "built" if name.endswith("fp32") else "dropped" for name in NINE}
+    figures = called.outcomes["ncnn-int8"]["gate"]
+    assert figures["limit"] == 190 and 10 < figures["score"] < 60 and figures["samples"] == 16
+    assert "evaluation samples, the gate is 190 dB" in called.outcomes["ncnn-int8"]["reason"]
+
+
+def test_the_manifest_says_how_each_int8_variant_was_made(built) -> None:
+    manifest = json.loads((Path(built.json["bundle"]) / "manifest.json").read_text())
+    made = {item["name"]: item["int8"] for item in manifest["variants"]}
+
+    assert made["ncnn-fp16"] is None and made["ncnn-int8"] is not None
+    for engine in ENGINES:
+        facts = made[f"{engine}-int8"]
+        assert (facts["effort"], facts["ranges"], facts["kept_float"]) == ("normal", "auto", [])
+        assert facts["size"] == facts["full_int8_size"] > 0
 
 
 def test_hostile_tensor_names_build_and_come_back_unchanged(edgepack, built, tmp_path: Path) -> None:
