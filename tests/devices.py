@@ -110,8 +110,8 @@ class HostKilled(BaseException):
 class Link(Local):
     """The local transport with a counter and faults.
 
-    `path` replaces the device's PATH. `cut_after` bytes on the way to the device the link is lost, once. `at_call`
-    is called with the number of each call before it is made.
+    `path` replaces the device's PATH, `env` are variables of its programs. `cut_after` bytes on the way to the device
+    the link is lost, once. `at_call` is called with the number of each call before it is made.
     """
 
     def __init__(
@@ -119,11 +119,13 @@ class Link(Local):
         device: Device,
         *,
         path: Path | None = None,
+        env: Mapping[str, object] | None = None,
         cut_after: int | None = None,
         at_call: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(device)
         self.path = path
+        self.env = env or {}
         self.cut_after = cut_after
         self.at_call = at_call
         self.calls = 0
@@ -140,6 +142,7 @@ class Link(Local):
             self.sent, self.cut_after = self.cut_after, None
         if self.path is not None:
             argv = ["env", "-i", f"PATH={self.path}", *argv]
+        argv = [*(["env"] if self.env else []), *(f"{name}={value}" for name, value in self.env.items()), *argv]
         done = super().run(argv, timeout, stdin=stdin)
         if lost:
             raise DeviceUnreachable("The link was cut.", "")

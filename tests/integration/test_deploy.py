@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.bundle import open_bundle
+from edgepack.bundle import Bundle, open_bundle
 from edgepack.device_steps import _text
 from edgepack.errors import Busy, DeviceFailed, DeviceUnreachable, UsageError
 from edgepack.shipment import ship
@@ -387,6 +387,63 @@ def shimmed_path(folder: Path, **shims: str) -> Path:
     return folder
 
 
+def killed_and_deployed_again(root: Path, kept: Path, one: Bundle, two: Bundle, **faults) -> str:
+    """Deploy `two` over `kept` (a copy of `one`'s device) to a device that dies; what was active then.
+
+    The next deploy converges.
+    """
+    shutil.rmtree(root)
+    shutil.copytree(kept, root, symlinks=True)
+    dead = []
+
+    def call(_: int) -> None:
+        if dead:
+            raise HostKilled
+
+    try:
+        of_a_dead_process(session(root, at_call=call, **faults)).deploy(two)
+    except DeviceFailed:
+        dead.append(True)
+    except HostKilled:
+        pass
+    found: str = active(root).manifest["digest"]
+    assert found in (one.manifest["digest"], two.manifest["digest"])
+    session(root).deploy(two)
+    assert active(root).manifest == two.manifest
+    check_no_orphans(root)
+    return found
+
+
+def test_the_device_killed_before_a_write_rename_link_or_flush_keeps_a_whole_bundle(
+    make, root: Path, tmp_path: Path
+) -> None:
+    """A sample of every kind of call that changes a disk; EDGEPACK_EVERY_CHANGE=1 takes all of them."""
+    library, changes = tmp_path / "changes.so", tmp_path / "changes"
+    source = Path(__file__).parent.parent / "changes.c"
+    subprocess.run([need("cc", "apt install gcc"), "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+    one, two = make("1"), make("2")
+    session(root).deploy(one)
+    kept = shutil.copytree(root, root.with_name("kept"), symlinks=True)
+
+    def fault(at: int) -> dict[str, object]:
+        changes.write_bytes(bytes(70_000))
+        return {"LD_PRELOAD": library, "CHANGES": changes, "KILL_AT": at}
+
+    of_a_dead_process(session(root, env=fault(0))).deploy(two)
+    recorded = changes.read_bytes()
+    kinds = recorded[4 : 4 + int.from_bytes(recorded[:4], "little")].decode()
+    assert set(kinds) == set("rslumfwo"), kinds
+    switches = [at for at, kind in enumerate(kinds, 1) if kind == "r"]
+    others = [at for at, kind in enumerate(kinds, 1) if kind not in "r"]
+
+    chosen = {*switches[:: -(-len(switches) // 10)], *others[:: -(-len(others) // 14)], switches[-1], len(kinds)}
+    if os.environ.get("EDGEPACK_EVERY_CHANGE") == "1":
+        chosen = set(range(1, len(kinds) + 1))
+    seen = {killed_and_deployed_again(root, kept, one, two, env=fault(at)) for at in sorted(chosen)}
+
+    assert len(seen) == 2
+
+
 @pytest.mark.slow
 def test_the_device_killed_before_any_change_keeps_a_whole_bundle_and_the_next_deploy_converges(
     make, root: Path, tmp_path: Path
@@ -402,30 +459,10 @@ def test_the_device_killed_before_any_change_keeps_a_whole_bundle_and_the_next_d
 
     seen = set()
     for at in range(1, changes + 1):
-        shutil.rmtree(root)
-        shutil.copytree(kept, root, symlinks=True)
         (path / "at").write_text(str(at))
         (path / "count").write_text("0")
-        dead = []
-
-        def call(_: int, dead: list[bool] = dead) -> None:
-            if dead:
-                raise HostKilled
-
-        opened = of_a_dead_process(session(root, path=path, at_call=call))
-        try:
-            opened.deploy(two)
-        except DeviceFailed:
-            dead.append(True)
-        except HostKilled:
-            pass
-        found = active(root).manifest["digest"]
-        assert found in (one.manifest["digest"], two.manifest["digest"]), at
-        seen.add(found)
+        seen.add(killed_and_deployed_again(root, kept, one, two, path=path))
         (path / "at").write_text("0")
-        session(root).deploy(two)
-        assert active(root).manifest == two.manifest, at
-        check_no_orphans(root)
     assert len(seen) == 2
 
 
