@@ -230,7 +230,14 @@ def _run_onnx(model: Model, samples: Path, out: Path) -> None:
 
 def check_import(model: Model, samples: Samples, reference: Entry, imported: Entry) -> None:
     """Raise `ModelError` when the ONNX form of the source doesn't give the source's outputs."""
-    metrics = verify.compare(model.outputs, reference.path, imported.path, model.zero_points)
+    try:
+        metrics = verify.compare(model.outputs, reference.path, imported.path, model.zero_points)
+    except ValueError as error:
+        raise ModelError(
+            f"The model's ONNX form doesn't give the outputs of the source framework: {error}.",
+            "Export the model to ONNX yourself, check it there, and build from that file.",
+            id="EP311",
+        ) from error
     quantized = model.origin is not None and model.origin.precision is Precision.INT8
     bound = QUANTIZED_IMPORT_BOUND if quantized else IMPORT_BOUND
     verdict = verify.judge(metrics, bound, samples.verify_count)

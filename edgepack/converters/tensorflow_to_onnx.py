@@ -254,9 +254,10 @@ class SavedModel(Traced):
             ) from error
         signature = self.choose(dict(self.loaded.signatures), request["signature"])
         given = signature.structured_input_signature[1]
-        self.inputs = list(given.items())
-        returned = signature.structured_outputs
-        self.outputs = distinct(list(returned), [name for name, _ in self.inputs])
+        # Sorted: the file keeps both as maps, which come in another order in every process.
+        self.inputs = sorted(given.items())
+        returned = sorted(signature.structured_outputs)
+        self.outputs = distinct(returned, [name for name, _ in self.inputs])
 
         def call(tensors: list[Any]) -> list[Any]:
             made = signature(**{name: tensor for (name, _), tensor in zip(self.inputs, tensors, strict=True)})
@@ -458,8 +459,9 @@ def reference(source: Traced, request: dict[str, Any], out: Path) -> None:
             for (name, _), spec in zip(source.inputs, source.specs, strict=True)
         ]
         collected.append([np.array(tensor) for tensor in source.function(*feeds)])
-    for i, column in enumerate(zip(*collected, strict=True)):
-        np.save(out / f"{i}.npy", np.stack(column))
+    for i, name in enumerate(request["outputs"]):
+        place = source.outputs.index(name)
+        np.save(out / f"{i}.npy", np.stack([outputs[place] for outputs in collected]))
 
 
 if __name__ == "__main__":
