@@ -50,7 +50,7 @@ Written by `benchmarks/ncnn_upstream_int8.py`; `benchmarks/README.md` says how t
   99.99th percentile or the whole range, those. `--effort fast` doesn't compare.
 - **Weights**: scales of least error, and bias correction (Nagel et al. 2019, arXiv:1906.04721). At `--effort high`
   weights are rounded so that errors cancel in a layer's sums (GPTQ, Frantar et al. 2022, arXiv:2210.17323), and the
-  most sensitive layers stay in float, with at most 5 % of the multiplications and 4 % of the weights.
+  most sensitive layers stay in float, with at most 5 % of the multiplications and 10 % of the weights.
 - **Layers in float** are named by the first output of their ONNX node, and found by their weights.
 - **A quantized ONNX model** (QuantizeLinear/DequantizeLinear pairs) keeps its scales: per channel for weights, per blob
   with zero point where the blob can have one; elsewhere symmetric integers that cover the same range.
