@@ -38,13 +38,29 @@ MODELS = (
 EFFORTS = ("fast", "normal", "high")
 METHODS = ("kl", "aciq")
 HEAD = """\
-# ncnn INT8 and upstream's tools
+# ncnn INT8
 
-Written by `benchmarks/ncnn_upstream_int8.py`. The same float files, calibration samples and inputs on both sides, and
-the same ncnn runs them. SQNR in dB of the worst output over all inputs, and top-1 agreement with the float model where
-the output is one vector of scores; for EfficientNet-Lite0 on 200 crops of 10 photographs that calibration didn't see.
-At "high" the most sensitive layers stay in float, with at most 5 % of the multiplications and 4 % of the weights; their
-number is in brackets.
+Written by `benchmarks/ncnn_upstream_int8.py`; `benchmarks/README.md` says how to run it again.
+
+- **Zero points.** ncnn's int8 has none, so what a ReLU gives has 7 bits. A blob between quantized layers gets one here:
+  its producer's bias is less by a constant, its readers' biases have that constant's part, and what pads (ncnn's
+  parameter 18) stands for zero. ReLU and ReLU6 are left to the integers' limits. It costs nothing on the device.
+  Where a layer without a bias (an addition, a separate HardSwish) makes the blob, integers stay symmetric.
+- **Ranges** have the least squared error; where the outputs on the calibration samples are clearly closer with the
+  99.99th percentile or the whole range, those. `--effort fast` doesn't compare.
+- **Weights**: scales of least error, and bias correction (Nagel et al. 2019, arXiv:1906.04721). At `--effort high`
+  weights are rounded so that errors cancel in a layer's sums (GPTQ, Frantar et al. 2022, arXiv:2210.17323), and the
+  most sensitive layers stay in float, with at most 5 % of the multiplications and 10 % of the weights.
+- **Layers in float** are named by the first output of their ONNX node, and found by their weights.
+- **A quantized ONNX model** (QuantizeLinear/DequantizeLinear pairs) keeps its scales: per channel for weights, per blob
+  with zero point where the blob can have one; elsewhere symmetric integers that cover the same range.
+- Gemm and MultiHeadAttention have int8 weights; ncnn measures their inputs as it runs. 3x3 convolutions have 8 bits.
+
+## Upstream's ncnn2table and ncnn2int8
+
+The same float files, calibration samples and inputs on both sides, and the same ncnn runs them. SQNR in dB of the worst
+output over all inputs, and top-1 agreement with the float model where the output is one vector of scores; for
+EfficientNet-Lite0 on 200 crops of 10 photographs that calibration didn't see. In brackets: layers in float.
 
 """
 

@@ -60,7 +60,7 @@ JUDGED, SENSED = 64, 16  # calibration samples that decide between rules, and th
 GOOD = 30.0  # dB; from here on the differences are chance
 CLEARLY = 0.25  # dB by which a later rule must be better
 FLOAT_SHARE = 0.05  # of the multiplications that the most sensitive layers may do in float at the highest effort
-FLOAT_WEIGHTS = 0.04  # of the weights that they may have: the file grows by a quarter of that share of the float one
+FLOAT_WEIGHTS = 0.1  # of the weights that they may have: the file grows by a quarter of that share of the float one
 GAIN = 0.1  # dB that a layer in float must bring
 
 
