@@ -21,7 +21,7 @@ import numpy as np
 from edgepack import artifact as artifacts
 from edgepack.converter import convert
 from edgepack.errors import VariantError
-from edgepack.quantizers.static import chosen, require_samples
+from edgepack.quantizers.static import chosen, has_quantized, require_samples
 from edgepack.types import (
     DEFAULT_INT8,
     Artifact,
@@ -58,8 +58,17 @@ class TFLite:
         return None if precision is Precision.FP32 else Precision.FP32
 
     def problems(self, model: Model, precision: Precision) -> list[Problem]:
-        """Nothing is known to fail from operator types alone."""
-        return []
+        """INT8 of a model that is quantized already: its scales would be replaced by others."""
+        if precision is not Precision.INT8 or not has_quantized(model):
+            return []
+        return [
+            Problem(
+                node="",
+                op="DequantizeLinear",
+                message="the model is quantized already, and the scales it was trained with can't be kept in a .tflite",
+                hint="Use onnxruntime for it, which keeps them, or give the float model and calibration data.",
+            )
+        ]
 
     def export(
         self,
@@ -81,7 +90,7 @@ class TFLite:
             made = convert("onnx_to_tflite", {"model": str(model.path)}, out)
             inputs = tuple(_binding(tensor) for tensor in made["inputs"])
             outputs = tuple(_binding(tensor) for tensor in made["outputs"])
-            (out / LAYERS).write_text(json.dumps(made["layers"], indent=1))
+            (out / LAYERS).write_text(json.dumps(made.get("layers", {}), indent=1))
         else:
             if base is None:
                 raise VariantError(f"tflite {precision} starts from the fp32 file, which was not made.")
@@ -111,7 +120,9 @@ class TFLite:
         try:
             to_engine(calibration.path, floating.inputs, samples)
             request |= {"samples": str(samples), "inputs": [binding.name for binding in floating.inputs]}
-            request |= {"int8": asdict(int8), "layers": json.loads((floating.folder / LAYERS).read_text())}
+            layers = floating.folder / LAYERS
+            known = json.loads(layers.read_text()) if layers.is_file() else {}
+            request |= {"int8": asdict(int8), "layers": known}
             return convert("quantize_tflite", request, out)
         finally:
             shutil.rmtree(samples, ignore_errors=True)
