@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from edgepack import fleet
+from edgepack import fleet, process
 from edgepack.device import Deployed, DeviceSession
 from edgepack.errors import DeviceUnreachable
 from edgepack.types import Device
@@ -162,3 +164,35 @@ def test_devices_are_reached_at_the_same_time(lab) -> None:
         return session.deploy(bundle)
 
     assert not any(outcome.failed for outcome in fleet.run(devices[:5], one, None))
+
+
+def test_ctrl_c_ends_every_device_and_keeps_what_is_done(lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, devices, faults, _ = lab
+    faults.clear()
+    begun, interrupted = threading.Event(), threading.Event()
+
+    def open_session(entry: Device, **how) -> DeviceSession:
+        def call(n: int) -> None:
+            if entry.name == "board1" and n == 4:  # board0 is done, this one holds its device
+                begun.set()
+                interrupted.wait(30)
+
+        return DeviceSession(entry, Link(entry, at_call=call), **how)
+
+    def interrupt() -> None:
+        begun.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(process, "_interrupted", threading.Event())  # edgepack ends with it, this process goes on
+    stop = DeviceSession.stop
+    monkeypatch.setattr(DeviceSession, "open", staticmethod(open_session))
+    monkeypatch.setattr(DeviceSession, "stop", lambda session: (stop(session), interrupted.set()))
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        fleet.deploy(bundle, devices[:3], jobs=1)
+
+    journal = fleet.Journal(bundle.manifest["digest"], resume=True)
+    assert [bool(journal.finished(entry)) for entry in devices[:3]] == [True, False, False]
+    assert not Path(devices[2].root).exists()
+    process._interrupted.clear()
+    assert {o.status for o in fleet.deploy(bundle, devices[:3], resume=True)} == {"installed"}
