@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -49,6 +50,12 @@ def main() -> None:
         bench.template()
     for part in parts:
         getattr(bench, part)()
+
+
+def cpu_seconds() -> float:
+    """CPU time of all children that have ended: steadier than the clock when other work comes and goes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def load() -> str:
@@ -149,11 +156,17 @@ class Bench:
         hands, ours = [], []
         self.by_hand(python, 0)  # both sides once untimed: their files are then in the disk cache
         for number in range(1, self.options.runs + 1):
+            spent = [cpu_seconds()]
             hands.append(self.by_hand(python, number))
+            spent.append(cpu_seconds())
             cache = self.cold_cache(self.scratch / f"cold-{number}")
             seconds, ran, _ = self.build(cache)
+            spent.append(cpu_seconds())
             ours.append(seconds)
-            print(f"run {number}: by hand {sum(hands[-1].values()):.1f} s, edgepack {seconds:.1f} s, load {load()}")
+            print(
+                f"run {number}: by hand {sum(hands[-1].values()):.1f} s ({spent[1] - spent[0]:.1f} s of CPU), "
+                f"edgepack {seconds:.1f} s ({spent[2] - spent[1]:.1f} s of CPU), load {load()}"
+            )
             if number == self.options.runs:
                 print("  steps of edgepack: " + "; ".join(ran))
         for name in hands[0]:

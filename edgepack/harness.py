@@ -30,7 +30,7 @@ SOURCES = ("CMakeLists.txt", "backends", "cmake", "include", "src")  # what of c
 def core_key(target: Target, compiler: Compiler) -> tuple[dict[str, str], dict[str, Any]]:
     """Everything that decides the bytes of `build_core`: input digests and parameters of its cache step."""
     inputs = {"cpp_runtime": _sources(), "compiler": compiler.digest, "code": plugins.module_digest(__name__)}
-    return inputs, {"arguments": _core_arguments(target, compiler), "arch": target.arch}
+    return inputs, {"size": target.size, "static": compiler.static, "arch": target.arch}
 
 
 def _sources() -> str:

@@ -21,6 +21,7 @@ from edgepack.types import (
     Problem,
     RuntimeSpec,
     Target,
+    TensorSpec,
 )
 
 
@@ -31,10 +32,6 @@ class Importer(Protocol):
     It may also have ``quantized(source)``, which says whether the source has scales of its own: its INT8 variants then
     need no calibration, and there are no others. ``model.json`` may name an ``origin`` (see `types.Origin`: ``engine``,
     ``file``, ``precision``) and ``zero_points`` of quantized outputs.
-
-    One that can do both in one process has two more functions. ``known_inputs(source, shapes, options)`` gives the model's
-    inputs as far as they are known without it (or ``()``), and ``to_onnx_and_reference(source, shapes, options, samples,
-    out, outputs)`` does ``to_onnx`` and says whether `outputs` has what ``reference`` would have written.
     """
 
     name: str
@@ -68,6 +65,27 @@ class Importer(Protocol):
         out: Path,
     ) -> None:
         """Run the source in its own framework on the tensor folder `samples`; write a tensor folder to `out`."""
+
+
+@runtime_checkable
+class OneProcessImporter(Importer, Protocol):
+    """An importer whose framework takes long to start, and so can do both at once."""
+
+    def known_inputs(
+        self, source: str, shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, Any]
+    ) -> tuple[TensorSpec, ...]:
+        """The model's inputs, where they are known without the framework, else nothing."""
+
+    def to_onnx_and_reference(
+        self,
+        source: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        options: Mapping[str, Any],
+        samples: Path,
+        out: Path,
+        outputs: Path,
+    ) -> bool:
+        """`to_onnx`; and True when `outputs` has what `reference` writes, for a model with the known inputs."""
 
 
 @runtime_checkable

@@ -166,7 +166,6 @@ class Line:
         self.exports: dict[Variant, Future[Entry]] = {}
         for variant in plan.variants:
             self._export(variant)
-        # After the exports in the queue, but those wait for the import: a second core compiles meanwhile.
         self.harnesses = {engine: self._harness(engine) for engine in dict.fromkeys(v.engine for v in plan.variants)}
         self.ready = {variant: self._finish(variant) for variant in plan.variants}
         self.configs = {engine: self._config(engine) for engine in self.harnesses}
@@ -248,9 +247,9 @@ class Line:
 
         if not engine.runtime_needs_layers:
             precisions = tuple(sorted({v.precision for v in variants}))
-            return self.graph.add(
-                f"harness {name}", lambda c: make((), precisions, c), self._core(compiler), urgency=FIRST
-            )
+            # Not needed before the exports are done; what everything waits for goes before it.
+            core = self._core(compiler)
+            return self.graph.add(f"harness {name}", lambda made: make((), precisions, made), core, urgency=EXPORT)
         exports = (self.exports[variant] for variant in variants)
         return self.graph.settle(f"harness {name}", make_for, *exports, urgency=FIRST)
 

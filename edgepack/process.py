@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import shlex
 import shutil
 import signal
@@ -92,11 +93,7 @@ def run(
         )
         with _tracked(child):
             _limit(child.pid, limits)
-            try:
-                child.wait(limits.seconds)
-                timed_out = False
-            except subprocess.TimeoutExpired:
-                timed_out = True
+            timed_out = not _ended(child, limits.seconds)
         seconds = time.monotonic() - started
         stdout, stderr = _text(out), _text(err)
     if log_file is not None:
@@ -133,7 +130,7 @@ def kill_all() -> None:
     with _lock:
         children = list(_running)
     for child in children:
-        _kill_group(child)
+        _kill_session(child)
 
 
 @contextlib.contextmanager
@@ -143,15 +140,57 @@ def _tracked(child: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
+        if child.poll() is None or _interrupted.is_set():
+            _kill_session(child)
         _kill_group(child)  # also what the child left behind in its group
         child.wait()
         with _lock:
             _running.discard(child)
 
 
+def _ended(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for the child's end, at most `seconds`. The kernel says when: ``wait(timeout)`` looks 20 times a second."""
+    with contextlib.suppress(OSError, AttributeError):  # a kernel before 5.3, another system
+        watched = os.pidfd_open(child.pid)
+        try:
+            poll = select.poll()
+            poll.register(watched, select.POLLIN)
+            poll.poll(min(seconds * 1000, 2**31 - 1))
+        finally:
+            os.close(watched)
+        seconds = 0
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+
+
+def _kill_session(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child and all that it started: ninja gives each of its commands a group of its own."""
+    for _ in range(300):  # a process that sits in a system call dies later
+        _kill_group(child)
+        left = [pid for pid, session in _sessions() if session == child.pid and pid != child.pid]
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _sessions() -> Iterator[tuple[int, int]]:
+    """Every living process and its session, as far as the system tells."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[:4]
+            if state not in "ZX":
+                yield int(folder.name), int(session)
 
 
 def _limit(pid: int, limits: Limits) -> None:

@@ -21,7 +21,7 @@ from edgepack import bundle, calibration, converter, emulator, harness, lint, lo
 from edgepack import preprocess as preprocessing
 from edgepack.cache import Cache, Entry, Step, digest_of, sha256_file, sha256_text, tree_digests
 from edgepack.errors import EdgepackError, ModelError, ToolFailed, Unsupported, VariantError
-from edgepack.interfaces import Engine
+from edgepack.interfaces import Engine, OneProcessImporter
 from edgepack.plan import BuildPlan
 from edgepack.types import (
     Artifact,
@@ -90,28 +90,24 @@ def import_model(plan: BuildPlan, cache: Cache) -> Model:
 
 
 def _import(plan: BuildPlan, cache: Cache, out: Path) -> None:
-    """Import, and where one process can also give the source's own outputs, finish that step here as well."""
-    importer = plan.importer
-    early = _early_samples(plan, cache)
-    if early is None:
-        return importer.to_onnx(plan.source, plan.shapes, plan.options, out)
-    inputs, samples = early
+    """Import; where the same process can also give the source's own outputs, that step is finished here as well."""
+    importer, how = plan.importer, (plan.source, plan.shapes, plan.options)
+    inputs = importer.known_inputs(*how) if isinstance(importer, OneProcessImporter) else ()
+    samples = _early_samples(plan, cache, inputs)
+    if samples is None or not isinstance(importer, OneProcessImporter):
+        return importer.to_onnx(*how, out)
     outputs = out.parent / f"{out.name}.outputs"
     outputs.mkdir()
-    ran = importer.to_onnx_and_reference(plan.source, plan.shapes, plan.options, samples.verify, out, outputs)
+    ran = importer.to_onnx_and_reference(*how, samples.verify, out, outputs)
     model = _model(out, "")
     if ran and model.inputs == inputs:
         cache.output(_reference_step(plan, model, samples), lambda into: _move(outputs, into))
     shutil.rmtree(outputs)
 
 
-def _early_samples(plan: BuildPlan, cache: Cache) -> tuple[tuple[TensorSpec, ...], Samples] | None:
-    """The model's inputs and its samples, where an importer wants them before the model is there."""
-    if not hasattr(plan.importer, "to_onnx_and_reference"):
-        return None
-    inputs = plan.importer.known_inputs(plan.source, plan.shapes, plan.options)
+def _early_samples(plan: BuildPlan, cache: Cache, inputs: tuple[TensorSpec, ...]) -> Samples | None:
     try:
-        return (inputs, gather_samples(plan, cache, inputs)) if inputs else None
+        return gather_samples(plan, cache, inputs) if inputs else None
     except EdgepackError:  # said again, with the model's own inputs, after what may be wrong with the model
         return None
 

@@ -31,9 +31,9 @@ of ``forward`` in order; for ``pt2`` only what its signature leaves open), ``cwd
 code is found), ``samples`` (tensor folder, for ``reference``). ``export`` writes ``model.onnx``; ``reference`` writes a
 tensor folder. ``result.json`` holds ``notes``, or ``error`` (kind, id, message, hint).
 
-``export`` with ``samples`` and ``outputs`` (an empty folder) does the work of ``reference`` beside, in a fork of the process
-that has imported torch and opened the model: neither sees what the other did. ``ran`` in the result says whether it went
-well; where it didn't, ``reference`` by itself says why.
+``export`` with ``samples`` and ``outputs`` (an empty folder) does the work of ``reference`` beside, in a fork of the
+process that has imported torch and opened the model: neither sees what the other did. ``ran`` in the result says
+whether it went well; where it didn't, ``reference`` by itself says why.
 
 No pickle is ever trusted: torch.load runs with weights_only=True here whatever its caller says, and nothing is tried
 again without it. Only a factory's code is the user's own and runs.
@@ -129,7 +129,7 @@ def run(request: dict[str, Any], out: Path) -> dict[str, Any]:
 def fork(work: Callable[[], None]) -> Callable[[bool], bool]:
     """Start `work` in a copy of this process. Returns a function that ends it (at once when told so) and says whether
     the work was done. A process with threads isn't copied: they would be missing in the copy."""
-    if len(os.listdir("/proc/self/task")) != 1:
+    if len(list(Path("/proc/self/task").iterdir())) != 1:
         return lambda _: False
     child = os.fork()
     if child == 0:
@@ -168,6 +168,7 @@ class NoPickle:
 
     @staticmethod
     def loads(*args: Any) -> Any:
+        """Refuse."""
         raise Refused("The archive holds a pickled object.", "Export the model again without it.", "EP309")
 
 
@@ -176,6 +177,7 @@ class Archives(importlib.machinery.PathFinder):
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        """The module as it is found without this class, but for its ``pickle``."""
         spec = super().find_spec(name, path, target) if name == ARCHIVES else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module

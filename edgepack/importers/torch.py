@@ -95,7 +95,7 @@ class TorchImporter:
         out: Path,
         outputs: Path,
     ) -> bool:
-        """`to_onnx`, and `reference` on `samples` in the same process, which imports torch once; False if that failed."""
+        """`to_onnx`, and `reference` on `samples` in one process, which imports torch once; False if that failed."""
         beside = {"samples": str(samples), "outputs": str(outputs)}
         return bool(self._to_onnx(source, shapes, options, out, beside).get("ran"))
 

@@ -62,16 +62,27 @@ def make(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     need("cmake", "apt install cmake ninja-build")
     monkeypatch.setenv("EDGEPACK_CACHE", str(cache))
 
-    def build(target_name: str, engine: str, place: str = "a", layers: tuple[str, ...] = (), **changes: Any) -> Built:
+    def build(
+        target_name: str,
+        engine: str,
+        place: str = "a",
+        layers: tuple[str, ...] = (),
+        *,
+        shared: bool = False,
+        **changes: Any,
+    ) -> Built:
         target = replace(config.load_target(target_name), **changes)
         need(f"{toolchains.TRIPLES[target.arch]}-g++", f"apt install g++-{toolchains.TRIPLES[target.arch]}")
         need(emulator.PROGRAMS[target.arch], "apt install qemu-user")
         out = tmp_path / place / "files"
         out.mkdir(parents=True)
         compiler = toolchains.select(target, engine)
-        harness.build(
-            engine, runtimes.spec(engine, target, layers, (Precision.FP32, Precision.FP16)), target, compiler, out, 2
-        )
+        core = tmp_path / "core" / harness.CORE if shared else None
+        if core is not None and not core.is_file():
+            core.parent.mkdir()
+            harness.build_core(target, compiler, core.parent, 2)
+        spec = runtimes.spec(engine, target, layers, (Precision.FP32, Precision.FP16))
+        harness.build(engine, spec, target, compiler, out, 2, core)
         return Built(target, engine, out, *write_case(tmp_path / place, engine))
 
     return build
@@ -114,8 +125,8 @@ def write_case(folder: Path, engine: str) -> tuple[Path, Path]:
 
 
 def test_an_arm_harness_is_the_same_bytes_from_every_folder_and_right_under_emulation(make: Make) -> None:
-    one, two = make("rk3588", "onnxruntime", "a"), make("rk3588", "onnxruntime", "another/folder")
-    assert one.program.read_bytes() == two.program.read_bytes()
+    one, two = make("rk3588", "onnxruntime", "a"), make("rk3588", "onnxruntime", "another/folder", shared=True)
+    assert one.program.read_bytes() == two.program.read_bytes(), "also with a runtime that was compiled before"
     assert (one.folder / "elf.json").read_bytes() == (two.folder / "elf.json").read_bytes()
     assert sorted(p.relative_to(one.folder).as_posix() for p in one.folder.rglob("*") if p.is_file()) == [
         "bin/edgepack-onnxruntime",
@@ -145,7 +156,7 @@ def test_onnxruntime_keeps_no_device_id_and_no_events(make: Make, tmp_path: Path
 
 
 def test_a_litert_harness_for_arm_ships_a_library_that_fits_the_profile(make: Make) -> None:
-    built = make("rk3588", "tflite")
+    built = make("rk3588", "tflite", shared=True)
     facts = json.loads((built.folder / "elf.json").read_text())
     assert facts["shipped"]["libLiteRt.so"]["glibc"] == runtimes.pin("tflite", "aarch64")["glibc"]
     assert facts["shipped"]["libLiteRt.so"]["glibcxx"] == runtimes.pin("tflite", "aarch64")["glibcxx"]

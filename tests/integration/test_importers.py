@@ -448,6 +448,16 @@ class Branch(nn.Module):
             x = x * 2
         return x + 1
 
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+    def forward(self, x):
+        self.calls += 1
+        if bool(x.max() > 5):
+            raise ValueError("too bright")
+        return x * self.calls
+
 class Talks(nn.Module):
     def forward(self, x):
         return x, "hello"
@@ -633,3 +643,35 @@ def test_the_child_itself_refuses_a_pickle_that_the_scan_would_have_missed(
     error = torch_refuses("nets:Two", tmp_path, PICTURE, weights=user / "evil.pth")
     assert error.id == "EP309" and "evil.pth" in error.message
     assert not (user / "canary").exists()
+
+
+def test_the_process_that_exports_gives_the_same_files_as_one_for_each(user: Path, tmp_path: Path) -> None:
+    alone = from_torch("nets:Counts", tmp_path, PICTURE)
+    samples, reference, together, outputs = (alone._new(n) for n in ("samples", "reference", "together", "outputs"))
+    np.save(samples / "0.npy", np.random.default_rng(0).random((3, *PICTURE["x"]), np.float32))
+    alone.importer.reference(alone.source, alone.model, alone.options, samples, reference)
+    run = (alone.importer.to_onnx_and_reference, alone.source, PICTURE, alone.options, samples, together, outputs)
+
+    assert alone.importer.known_inputs(alone.source, PICTURE, alone.options) == alone.model.inputs
+    assert run[0](*run[1:])
+    for one, two in ((alone.model.path.parent, together), (reference, outputs)):
+        assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
+    np.testing.assert_allclose(np.load(outputs / "0.npy")[1], np.load(samples / "0.npy")[1] * 2)  # the second call's
+
+
+def test_a_source_that_fails_on_the_samples_is_exported_all_the_same(user: Path, tmp_path: Path) -> None:
+    importer, folders = TorchImporter(), [tmp_path / name for name in ("samples", "out", "outputs")]
+    for folder in folders:
+        folder.mkdir()
+    np.save(folders[0] / "0.npy", np.full((1, *PICTURE["x"]), 9, np.float32))
+    assert not importer.to_onnx_and_reference("nets:Counts", PICTURE, OPTIONS, *folders)
+    assert (folders[1] / "model.onnx").is_file()
+
+
+def test_whoever_imports_torchs_archive_reader_gets_it_without_pickle() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(converter.FOLDER)!r}); import torch_to_onnx as t; t.distrust_pickles();"
+        "assert t.ARCHIVES not in sys.modules; import importlib;"
+        "assert importlib.import_module(t.ARCHIVES).pickle is t.NoPickle"
+    )
+    subprocess.run([converter.environment("torch_to_onnx"), "-c", code], check=True)

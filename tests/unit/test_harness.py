@@ -44,6 +44,18 @@ def test_the_key_does_not_know_where_things_lie_nor_the_targets_name() -> None:
     assert key() == key(name="another", description="profile", memory_mb=1)
 
 
+def test_what_engines_share_is_made_once_for_a_compiler_and_a_size() -> None:
+    rk3588 = config.load_target("rk3588")
+
+    def core(compiler: Compiler = COMPILER, **changes: Any) -> object:
+        return harness.core_key(replace(rk3588, **changes), compiler)
+
+    assert core() == core(compiler=replace(COMPILER, cmake_args=("-DCC=/there/gcc",), description="x"))
+    assert core() == core(name="raspberrypi5", cpu_features=("asimd",), libc_version="2.28")
+    keys = [core(), core(size="small"), core(compiler=replace(COMPILER, digest="newer")), core(arch="riscv64")]
+    assert all(keys.count(one) == 1 for one in keys)
+
+
 def test_the_key_follows_the_runtimes_sources_but_not_its_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
