@@ -26,10 +26,11 @@
 """Run a PyTorch model, or export it to ONNX. Works under the user's own interpreter too.
 
 Request: ``mode`` (``export`` or ``reference``), ``kind`` (``pt2``, ``torchscript`` or ``factory``), ``source`` (file,
-or ``package.module:factory``), ``weights`` (state dict, a folder of safetensors, or null), ``inputs`` (list of name, shape, dtype: the inputs
-of ``forward`` in order; for ``pt2`` only what its signature leaves open), ``cwd`` and ``pythonpath`` (where a factory's
-code is found), ``samples`` (tensor folder, for ``reference``). ``export`` writes ``model.onnx``; ``reference`` writes a
-tensor folder. ``result.json`` holds ``notes``, or ``error`` (kind, id, message, hint).
+or ``package.module:factory``), ``weights`` (state dict, folder of safetensors, or null), ``inputs`` (list of name,
+shape, dtype: the inputs of ``forward`` in order; for ``pt2`` only what its signature leaves open), ``cwd`` and
+``pythonpath`` (where a factory's code is found), ``samples`` (tensor folder, for ``reference``). ``export`` writes
+``model.onnx``; ``reference`` writes a tensor folder. ``result.json`` holds ``notes``, or ``error`` (kind, id, message,
+hint).
 
 ``export`` with ``samples`` and ``outputs`` (an empty folder) does the work of ``reference`` beside, in a fork of the
 process that has imported torch and opened the model: neither sees what the other did. ``ran`` in the result says
@@ -536,10 +537,10 @@ def best_that_works(
     examples: "tuple[torch.Tensor, ...] | None",
     run: "Callable[[], list[torch.Tensor]]",
 ) -> list[str]:
-    """Try the exporters in this order until one's file gives the outputs that `run` gives for `examples`.
+    """Try the exporters in order until one's file gives the outputs that `run` gives for `examples`.
 
     Each file is run by ONNX Runtime; the first that reaches `GOOD` stays at `path`, else the best. Without ONNX Runtime
-    (under the user's interpreter) or examples the first that is written stays. Returns notes for the user, with figures.
+    (under the user's interpreter) or examples the first that is written stays. Returns notes for the user.
     """
     reasons: list[str] = []
     best = ("", -np.inf)
