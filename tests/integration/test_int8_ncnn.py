@@ -133,22 +133,6 @@ def test_a_relus_output_uses_all_integers_and_padding_stands_for_zero(tmp_path: 
     assert decibels(expected(model, x), run(model, artifact, x)) > 38
 
 
-def test_at_the_highest_effort_an_inputs_zero_point_is_a_layer_of_its_own(tmp_path: Path) -> None:
-    """The classifier's positive input has no producer that could shift it: a BinaryOp does."""
-
-    def positive(weights: dict[str, np.ndarray], samples: np.ndarray) -> None:
-        samples[:] = np.abs(samples)
-        weights["w1"][:] -= weights["w1"].mean(axis=(1, 2, 3), keepdims=True)
-        weights["b1"][:] = 0.0
-
-    model, calibration = prepared(tmp_path, positive)
-    x = np.abs(images(tmp_path, 8, 6))
-    wanted = expected(model, x)
-    found = [int8(model, calibration, tmp_path, Int8Options(effort=effort)) for effort in ("normal", "high")]
-    assert "shifted before" in found[1].facts["tried"]
-    assert decibels(wanted, run(model, found[1], x)) > decibels(wanted, run(model, found[0], x)) + 1
-
-
 def test_layers_named_by_their_onnx_outputs_stay_in_float(tmp_path: Path) -> None:
     model, calibration = prepared(tmp_path, untouched)
     x = images(tmp_path, 8, 6)
