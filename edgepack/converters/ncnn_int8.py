@@ -15,6 +15,7 @@ from ncnn_ranges import Coding
 from ncnn_watch import Blob, Moments
 
 INT8_TERM, DYNAMIC_TERM, PAD_VALUE = "8", "18", "18"
+ADD, BACKWARDS = 0, 7  # operations of BinaryOp: a + b and b - a
 WINOGRAD_LIMIT = (2**31 - 1) // 576  # the largest integer sum that survives ncnn's F43
 
 
@@ -134,6 +135,15 @@ def shift_float(layer: Layer, blocks: list[Block], weights: np.ndarray, made: Co
     layer.params["1" if layer.type == "InnerProduct" else "5"] = "1"
     values = made.sign * finite(layer, blocks[0], weights)
     return narrow(values) + raw(made.sign * bias.astype(np.float64) - made.shift)
+
+
+def shift_before(layer: Layer, source: Coding) -> Layer:
+    """A new layer that gives ``sign * value - shift`` to `layer`, whose input changes to that."""
+    bottom = layer.bottoms[0]
+    top = f"{bottom}_shifted_{layer.name}"
+    layer.bottoms[0] = top
+    params = {"0": str(BACKWARDS if source.sign < 0 else ADD), "1": "1", "2": repr(-source.shift)}
+    return Layer("BinaryOp", f"{layer.name}_shift", [bottom], [top], params)
 
 
 def narrow(values: np.ndarray) -> bytes:

@@ -69,6 +69,15 @@ class Plan:
         producer = self.layers[self.producers[blob]]
         if not weighted(producer) or not self.private(blob) or activation(producer) is None:
             return False
+        return self._pads_zero(blob)
+
+    def liftable(self, blob: str) -> bool:
+        """Whether a layer of its own could shift a blob before each quantized layer that reads it."""
+        producer = self.producers[blob]
+        handed_on = producer in self.wanted and self.chained(producer) is not None
+        return not handed_on and not self.shiftable(blob) and self._pads_zero(blob)
+
+    def _pads_zero(self, blob: str) -> bool:
         return all(not float(self.layers[i].params.get("18", "0")) for i in self.readers[blob].layers)
 
 

@@ -33,8 +33,9 @@ Differences from upstream's tools:
 - A range or channel of only zeros gets the factor 1 instead of infinity.
 
 ``effort``: "fast" takes least-error ranges and the nearest integers, "normal" tries ranges and looks for weights'
-scales, "high" rounds weights with the covariance of their inputs, which takes another pass over the samples, and leaves
-the most sensitive layers in float.
+scales. "high" rounds weights with the covariance of their inputs, which takes another pass over the samples; shifts
+blobs that no producer can shift in a layer of its own, where that brings a decibel; and leaves the most sensitive
+layers in float.
 """
 
 import json
@@ -49,7 +50,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, floats, locate, read_param, write_param
 from ncnn_half import halve
-from ncnn_int8 import DYNAMIC, Rounded, narrow, round_weights, shift_float, write_layer
+from ncnn_int8 import DYNAMIC, Rounded, narrow, round_weights, shift_before, shift_float, write_layer
 from ncnn_names import given_coding, given_factors, match, nodes_of
 from ncnn_plan import Plan, products
 from ncnn_ranges import Coding, coding
@@ -61,6 +62,8 @@ GOOD = 30.0  # dB; from here on the differences are chance
 CLEARLY = 0.25  # dB by which a later rule must be better
 FLOAT_SHARE = 0.05  # of the multiplications that the most sensitive layers may do in float at the highest effort
 FLOAT_WEIGHTS = 0.1  # of the weights that they may have: the file grows by a quarter of that share of the float one
+LIFTED = 1.0  # dB that shifting blobs before their readers must bring: it takes another pass over each
+FAR = 64  # zero points from here on are worth it
 GAIN = 0.1  # dB that a layer in float must bring
 
 
@@ -93,6 +96,7 @@ class Quantizer:
         self.kept = frozenset(layers[i].name for i, node in self.nodes.items() if node.name in self.asked)
         self.plan = Plan(layers, self.kept)
         self.known: list[dict[str, np.ndarray]] = []
+        self.lift = False  # whether to shift blobs before the layers that read them
 
     def run(self, out: Path) -> dict:
         """Write the best candidate's files to `out`. Returns what became of which layer."""
@@ -113,7 +117,12 @@ class Quantizer:
             if rule not in tried:
                 tried[rule] = self.judge(self.save(out, *self.write(plan, rule)))
             if tried[rule] < GOOD:
-                plan, tried["some layers in float"] = self.with_float(out, rule, tried[rule])
+                self.lift = True
+                tried["shifted before"] = self.judge(self.save(out, *self.write(plan, rule)))
+                self.lift = tried["shifted before"] > tried[rule] + LIFTED
+            if tried[rule] < GOOD:
+                reached = tried["shifted before" if self.lift else rule]
+                plan, tried["some layers in float"] = self.with_float(out, rule, reached)
         parts, layers = self.write(plan, rule)
         self.save(out, parts, layers)
         return {**self.told(plan, layers), "ranges": rule, "tried": {k: round(v, 2) for k, v in tried.items()}}
@@ -150,6 +159,10 @@ class Quantizer:
         says = [each for each in says if each.scale is not None]
         if says:
             return given_coding(max(says, key=lambda each: each.scale or 0.0), shiftable=shiftable)
+        if self.lift and plan.liftable(blob):
+            found = coding(self.blobs[blob], rule, shiftable=True)
+            if found.zero >= FAR:
+                return found
         return coding(self.blobs[blob], rule, shiftable=shiftable)
 
     def with_float(self, out: Path, rule: str, ratio: float) -> tuple[Plan, float]:
@@ -178,13 +191,15 @@ class Quantizer:
     def write(self, plan: Plan, rule: str) -> tuple[list[bytes], list[Layer]]:
         """The .bin in parts, and the .param's layers."""
         codings = {name: self.coding(plan, name, rule) for name in plan.readers}
-        layers, parts = deepcopy(self.layers), []
-        for index, (layer, blocks) in enumerate(zip(layers, self.blocks, strict=True)):
+        layers, parts = [], []
+        for index, (layer, blocks) in enumerate(zip(deepcopy(self.layers), self.blocks, strict=True)):
             made = codings.get(layer.tops[0]) if layer.tops else None
-            zero = made is not None and bool(made.zero)
+            zero = made is not None and bool(made.zero) and plan.shiftable(layer.tops[0])
             if index in plan.wanted:
-                chained = plan.chained(index) is not None
-                source, use = codings[plan.wanted[index]], made if zero or chained else None
+                chained, blob = plan.chained(index) is not None, plan.wanted[index]
+                source, use = codings[blob], made if zero or chained else None
+                if source.zero and not plan.shiftable(blob):
+                    layers.append(shift_before(layer, source))
                 parts.append(write_layer(layer, self.rounded[index], source, use, chained=chained))
             elif index in plan.dynamic and blocks:
                 parts.append(DYNAMIC[layer.type](layer, blocks, self.weights))
@@ -194,19 +209,20 @@ class Quantizer:
                 parts.append(narrow(floats(blocks[0], self.weights)) + self.stored(blocks[1:]))
             else:
                 parts.append(self.stored(blocks))
+            layers.append(layer)
         return parts, layers
 
     def told(self, plan: Plan, layers: list[Layer]) -> dict:
         """What became of which layer; `kept_float`, `unmapped` and `names` speak of layers as the ONNX model does."""
         done = {*plan.wanted, *(index for index in plan.dynamic if self.blocks[index])}
-        names = {layers[index].name: node.name for index, node in self.nodes.items()}
+        names = {self.layers[index].name: node.name for index, node in self.nodes.items()}
         return {
-            "quantized": [layers[i].name for i in sorted(done)],
-            "float": [f"{v.type} {v.name}" for i, v in enumerate(layers) if self.blocks[i] and i not in done],
-            "kept_float": [names[v.name] for v in layers if v.name in plan.kept and v.name in names],
+            "quantized": [self.layers[i].name for i in sorted(done)],
+            "float": [f"{v.type} {v.name}" for i, v in enumerate(self.layers) if self.blocks[i] and i not in done],
+            "kept_float": [names[v.name] for v in self.layers if v.name in plan.kept and v.name in names],
             "unmapped": sorted(self.asked - set(names.values())),
             "names": names,
-            "int8_outputs": [layers[i].name for i in plan.wanted if plan.chained(i) is not None],
+            "int8_outputs": [self.layers[i].name for i in plan.wanted if plan.chained(i) is not None],
             "no_winograd": [v.name for v in layers if v.int(int(FEATURE_MASK)) & NO_WINOGRAD],
             "own_scales": sum(i in self.given and self.given[i].scale is not None for i in plan.wanted),
         }

@@ -279,6 +279,23 @@ def test_only_what_quantized_layers_alone_read_has_a_zero_point() -> None:
     assert not plan(INPUT + CONV.format("a", "in0", "x") + padded).shiftable("x")
 
 
+def test_what_no_producer_can_shift_is_shifted_by_a_layer_of_its_own() -> None:
+    swish = "HardSwish h 1 1 in0 x\n"
+    made = plan(INPUT + swish + CONV.format("a", "x", "y") + CONV.format("b", "y", "out0"))
+    assert made.liftable("x") and not made.liftable("y")
+    fused = "Convolution a 1 1 in0 x 0=1 1=1 6=1 9=6\n"
+    assert not plan(INPUT + fused + CONV.format("b", "x", "out0")).liftable("x")  # it is handed on as int8
+    for low, high in ((0.0, 4.0), (-1.0, 3.0), (-3.0, 1.0)):
+        coding = ranges.affine(low, high)
+        reader = files._layer(CONV.format("a", "x", "y"))
+        layer = int8.shift_before(reader, coding)
+        assert reader.bottoms == layer.tops and layer.bottoms == ["x"]
+        given = float(layer.params["2"])
+        for value in (low, 0.0, high):
+            shifted = {0: value + given, 7: given - value}[layer.int(0)]  # what ncnn's BinaryOp does
+            assert round(shifted * coding.scale) == round(coding.sign * value * coding.scale) + coding.zero
+
+
 @pytest.mark.parametrize(
     ("line", "shape", "positions"),
     [
