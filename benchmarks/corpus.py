@@ -33,8 +33,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from corpus_tools import forks
 
-from edgepack import calibration, converter, plugins, steps, verify
 from edgepack import artifact as artifacts
+from edgepack import calibration, converter, plugins, steps, verify
 from edgepack.cache import Entry
 from edgepack.config import BOUNDS
 from edgepack.errors import EdgepackError, Unsupported, UsageError

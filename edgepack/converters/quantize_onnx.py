@@ -90,14 +90,16 @@ def main() -> None:
     else:
         search.judge(plan, seen, wanted, rules)
         if effort == "high" or search.best.ratio < POOR:
-            changed = equalise(prepared, set(kept.values()), samples, scratch)
+            evened = onnx.ModelProto()
+            evened.CopyFrom(prepared)
+            changed = equalise(evened, set(kept.values()), samples, scratch)
             if changed:
-                even = Plan(prepared, set(kept.values()))
+                even = Plan(evened, set(kept.values()))
                 seen, _ = calibrate(even, samples, scratch, options["memory_mb"])
                 if search.judge(even, seen, wanted, rules, equalised=changed):
                     best_plan = even, seen
                     if request.get("keep_prepared"):
-                        onnx.save(prepared, out / "float.onnx")
+                        onnx.save(evened, out / "float.onnx")
         if effort == "high":
             optimise(best_plan[0], samples, scratch, options["memory_mb"])
             equalised = search.best.equalised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,10 @@ def test_a_run_gives_outputs_back_in_the_source_layout(
     assert facts["latency_ms"] == 1.5
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "0.npy"), truth)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "in", "out"], "scratch was left behind"
+
+
+def test_int8_of_a_quantized_model_is_refused_because_its_scales_would_be_lost(model: Model) -> None:
+    quantized = replace(model, operators=("Conv", "DequantizeLinear", "QuantizeLinear"))
+    (problem,) = TFLite().problems(quantized, Precision.INT8)
+    assert "scales" in problem.message and "onnxruntime" in problem.hint
+    assert not TFLite().problems(quantized, Precision.FP32) and not TFLite().problems(model, Precision.INT8)
