@@ -144,7 +144,7 @@ def page(runs: list[dict[str, Any]]) -> str:
         f"EfficientNet-Lite0, images of 224x224, one core, medians of {repeats} alternating runs; load average "
         f"{min(loads):.1f} to {max(loads):.1f}. *Export* is all from the samples to the INT8 file, *calibration* "
         f"what {MANY - FEW} more images cost, scaled to {MANY}; the last column compares it with ONNX Runtime's own "
-        "MinMax calibrator.",
+        "MinMax calibrator. Where the load is above 1, only CPU seconds compare.",
         "",
         f"| | peak MB, {FEW} images | peak MB, {MANY} | export s, {FEW} | export s, {MANY} (CPU) "
         f"| calibration s, {MANY} (CPU) | of MinMax (CPU) |",
