@@ -33,8 +33,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from corpus_tools import forks
 
-from edgepack import calibration, converter, plugins, steps, verify
 from edgepack import artifact as artifacts
+from edgepack import calibration, converter, plugins, steps, verify
 from edgepack.cache import Entry
 from edgepack.config import BOUNDS
 from edgepack.errors import EdgepackError, Unsupported, UsageError
@@ -156,9 +156,7 @@ def prepare(case: Path, work: Path) -> Prepared:
                 raise
     note = "" if has_data else "no data"
     total = len(np.load(reference / "0.npy"))
-    if has_data and not all(
-        w is None or same(np.load(reference / f"{i}.npy")[-1], w) for i, w in enumerate(wanted)
-    ):
+    if has_data and not all(w is None or same(np.load(reference / f"{i}.npy")[-1], w) for i, w in enumerate(wanted)):
         note = "ONNX Runtime itself gives other numbers than the test"
     if note:
         wanted = [np.load(reference / f"{i}.npy")[-1] for i in range(len(wanted))]
