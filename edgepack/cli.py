@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgepack import __version__, cli_bench, cli_deploy, cli_devices
+from edgepack import __version__, cli_bench, cli_check, cli_deploy, cli_devices
 
 if TYPE_CHECKING:
     from edgepack.plan import BuildPlan
@@ -273,6 +273,7 @@ cli.add_command(cli_bench.bench)
 cli.add_command(cli_deploy.deploy)
 cli.add_command(cli_deploy.rollback)
 cli.add_command(cli_devices.devices)
+cli.add_command(cli_check.command(model_options, lambda **options: _plan(**options)))
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python fork_server.py CONVERTER.py
 
-Each line of standard input is a JSON object: ``request`` (file), ``cwd``, ``log`` (file), ``seconds``, ``memory``
-(bytes). A fork of this process runs the script's ``main`` for it, so that a crash, a leak or a hang of one model
+Each line of standard input is a JSON object: ``request`` (file), ``cwd``, ``log`` (for its stderr), ``seconds``,
+``memory`` (bytes). A fork of this process runs the script's ``main`` for it, so that a crash, a leak or a hang of one model
 touches no other. The answer is one JSON line: ``code`` (as subprocess has it; null: killed after its time).
 """
 
@@ -67,9 +67,8 @@ def child(module, script: Path, job: dict) -> None:
     try:
         os.setsid()
         os.chdir(job["cwd"])
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        for stream, name in ((1, job["log"] + ".out"), (2, job["log"])):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(HOME=job["cwd"], TMPDIR=job["cwd"])
         resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))

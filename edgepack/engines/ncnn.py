@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgepack import artifact as artifacts
-from edgepack import converter
+from edgepack import converter, operators
 from edgepack.errors import ToolFailed, Unsupported, VariantError
 from edgepack.ncnn_source import BATCH, WINOGRAD
 from edgepack.quantizers.static import require_samples
@@ -45,17 +45,6 @@ TIMED_RUNS = 5
 # The parameter 9 of convolutions and inner products -> the layer type that computes it.
 FUSED = {"1": "ReLU", "2": "ReLU", "3": "Clip", "4": "Sigmoid", "5": "Mish", "6": "HardSwish"}
 
-# What neither pnnx nor ncnn has any form of. Anything else is tried: that costs a second, and the answer is exact.
-_NO_COUNTERPART = {
-    **dict.fromkeys(("If", "Loop", "Scan"), "ncnn has no control flow"),
-    **dict.fromkeys(
-        ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
-        "ncnn takes quantized ONNX only as QuantizeLinear and DequantizeLinear pairs",
-    ),
-    **dict.fromkeys(("NonZero", "NonMaxSuppression", "Unique", "Compress"), "its output shape depends on the values"),
-    **dict.fromkeys(("StringNormalizer", "TfIdfVectorizer", "RegexFullMatch", "StringConcat"), "ncnn has no strings"),
-    **dict.fromkeys(("SequenceConstruct", "SequenceAt", "ConcatFromSequence", "SequenceInsert"), "ncnn has no lists"),
-}
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 
 
@@ -78,8 +67,7 @@ class Ncnn:
     def problems(self, model: Model, precision: Precision) -> list[Problem]:
         """Operators that certainly fail, tensors with too many axes, and nothing to quantize."""
         found = [_too_many_axes(spec) for spec in model.inputs if _axes(spec.shape) > 4]
-        if bad := set(model.operators) & _NO_COUNTERPART.keys():
-            found += _nodes(model.path, bad)
+        found += operators.problems(self.name, model.path, model.operators)
         if precision is Precision.INT8 and model.operators and not set(model.operators) & _WEIGHTED:
             found.append(_nothing_to_quantize())
         return found
@@ -346,22 +334,6 @@ def _rewrite(source: Path, target: Path, index: int, binding: Binding) -> None:
 
 def _create(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
     return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
-
-
-def _nodes(path: Path, bad: set[str]) -> list[Problem]:
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    return [
-        Problem(
-            node=node.name,
-            op=node.op_type,
-            message=_NO_COUNTERPART[node.op_type],
-            hint="Use another engine, or move this part of the model to the caller.",
-        )
-        for node in graph.node
-        if node.op_type in bad
-    ]
 
 
 def _too_many_axes(spec: TensorSpec) -> Problem:
