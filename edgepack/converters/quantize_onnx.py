@@ -93,7 +93,8 @@ def main() -> None:
             if changed:
                 even = Plan(evened, set(kept.values()))
                 seen, _ = calibrate(even, samples, scratch)
-                if search.judge(even, seen, wanted, rules, equalised=changed):
+                again = rules if effort == "high" else (search.best.rule,)
+                if search.judge(even, seen, wanted, again, equalised=changed):
                     best_plan = even, seen
         if effort == "high":
             optimise(best_plan[0], samples, scratch, options["memory_mb"])
