@@ -96,7 +96,8 @@ def main() -> None:
             if changed:
                 even = Plan(evened, set(kept.values()))
                 seen, _ = calibrate(even, samples, scratch, options["memory_mb"])
-                if search.judge(even, seen, wanted, rules, equalised=changed):
+                again = rules if effort == "high" else (search.best.rule,)
+                if search.judge(even, seen, wanted, again, equalised=changed):
                     best_plan = even, seen
                     if request.get("keep_prepared"):
                         onnx.save(evened, out / "float.onnx")
