@@ -71,7 +71,7 @@ def measure(entry: dict[str, Any], engine: str, least: float) -> dict[str, Any]:
     cache = Cache(cache_root())
     started = time.monotonic()
     model = steps.import_model(plan, cache)
-    samples = steps.gather_samples(plan, cache, model)
+    samples = steps.samples_of(plan, cache, model)
     reference = steps.run_reference(plan, cache, model, samples)
     model = steps.simplify(cache, model, samples, steps.run_onnx(cache, model, samples, "run the imported model"))
     chosen = plan.engine(engine)
