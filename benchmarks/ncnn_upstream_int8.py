@@ -107,7 +107,7 @@ def measure(entry: dict[str, Any], folder: Path, work: Path, tools: Path) -> dic
     plan = cli._plan(**{k: v for k, v in context.params.items() if k not in ("as_json", "dry_run")})
     cache = Cache(cache_root())
     model = steps.import_model(plan, cache)
-    samples = steps.gather_samples(plan, cache, model)
+    samples = steps.samples_of(plan, cache, model)
     model = steps.simplify(cache, model, samples, steps.run_onnx(cache, model, samples, "run the imported model"))
     assert samples.calibration is not None
     shutil.rmtree(work, ignore_errors=True)

@@ -34,7 +34,7 @@ normalisations and squeeze-and-excite need) and ``dynamic`` (int8 weights, activ
 effort ``fast`` takes the first recipe that works and the first rule for ranges; ``high`` tries every recipe, and
 weights that are rounded for the least error of sums (`tflite_rounding`).
 
-16-bit activations run on LiteRT's reference kernels only, one to two orders of magnitude slower than float: layers that
+16-bit activations run on LiteRT's reference kernels only (PP-OCR cls takes 17 times as long as in float): layers that
 are to be `wide` stay in float.
 """
 

@@ -172,9 +172,19 @@ print(*(node.op_type for node in onnx.load(sys.argv[2]).graph.node))
 """
 
 
-def told(program: str, *arguments: Path) -> list[str]:
-    """The words that a program prints in the environment of the ONNX quantizer."""
-    done = process.run([converter.environment("quantize_onnx"), "-c", program, *arguments])
+PARTS = """
+import sys
+from ai_edge_litert.interpreter import Interpreter
+for file in sys.argv[1:]:
+    interpreter = Interpreter(file, num_threads=1)
+    interpreter.allocate_tensors()
+    print(sum(operator["op_name"] == "DELEGATE" for operator in interpreter._get_ops_details()))
+"""
+
+
+def told(program: str, *arguments: Path, script: str = "quantize_onnx") -> list[str]:
+    """The words that a program prints in the environment of a converter."""
+    done = process.run([converter.environment(script), "-c", program, *arguments])
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -202,6 +212,13 @@ def test_every_convolution_runs_in_integers_and_no_float_weights_are_left(
     operators = told(COUNTED, tmp_path / "model.onnx", tmp_path / "optimised.onnx")
     assert operators.count("QLinearConv") == 4
     assert "Conv" not in operators and "FusedConv" not in operators and "Gemm" not in operators
+
+
+def test_litert_hands_the_integer_graph_to_xnnpack_in_one_piece(
+    tmp_path: Path, uneven: tuple[Model, Calibration, Path]
+) -> None:
+    made = quantized(uneven, "tflite", tmp_path / "int8", Int8Options(effort="fast"))
+    assert told(PARTS, made.folder / made.files[0], script="quantize_tflite") == ["1"]
 
 
 def test_the_same_seed_and_samples_give_the_same_bytes_with_one_and_two_threads(
