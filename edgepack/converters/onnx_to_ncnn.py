@@ -33,6 +33,9 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx.shape_inference
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ncnn_forms import repair
+
 TYPES = {
     onnx.TensorProto.FLOAT: "f32",
     onnx.TensorProto.FLOAT16: "f16",
@@ -55,6 +58,8 @@ def main() -> None:
         model = onnx.shape_inference.infer_shapes(onnx.load(request["model"]))
     except Exception as error:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
+    if not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
+        model = repair(model)
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
     inputs, outputs = plain(model)
