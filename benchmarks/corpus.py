@@ -203,8 +203,8 @@ def one_engine(name: str, prepared: Prepared, out: Path) -> dict[str, str]:
 def one_bare(case: Path, work: Path, script: str, environment: str) -> dict[str, str]:
     """One tool alone on the same file."""
     given = sorted(case.glob("in_*.npy"), key=lambda p: int(p.stem[3:]))
-    wanted = [np.load(p) for p in sorted(case.glob("out_*.npy"), key=lambda p: int(p.stem[4:]))]
-    if not wanted:
+    wanted = [load(p, None) for p in sorted(case.glob("out_*.npy"), key=lambda p: int(p.stem[4:]))]
+    if not wanted or any(value is None for value in wanted) or any(load(path, None) is None for path in given):
         return {"status": "failed", "reason": "no data"}
     made, home = work / "made", work / "home"
     made.mkdir(parents=True)
@@ -229,9 +229,13 @@ def one_bare(case: Path, work: Path, script: str, environment: str) -> dict[str,
     return {"status": "right", "reason": ""}
 
 
-def load(path: Path, dtype: str) -> Any:
+def load(path: Path, dtype: str | None) -> Any:
     """An array of the test, or None; the types that numpy lacks have none."""
-    return np.load(path).astype(dtype) if path.is_file() else None
+    try:
+        found = np.load(path) if path.is_file() else None
+        return found if found is None or dtype is None else found.astype(dtype)
+    except ValueError:
+        return None
 
 
 def same(got: Any, wanted: Any) -> bool:

@@ -35,6 +35,7 @@ import onnx.shape_inference
 
 sys.path.insert(0, str(Path(__file__).parent))
 from float_of_qdq import without_pairs
+from ncnn_forms import repair
 
 TYPES = {
     onnx.TensorProto.FLOAT: "f32",
@@ -60,6 +61,8 @@ def main() -> None:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
     without_pairs(model)
     model = onnx.shape_inference.infer_shapes(model)
+    if not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
+        model = repair(model)
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
     inputs, outputs = plain(model)
