@@ -26,7 +26,7 @@ def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, Se
 
     def make(operator: str, inputs: list[str], output: str, axis: int | None = None) -> None:
         more = {} if axis is None else {"axis": axis}
-        nodes.append(helper.make_node(operator, inputs, [output], f"{output}//{operator}", **more))
+        nodes.append(helper.make_node(operator, inputs, [output], **more))
 
     def pair(name: str, source: str) -> None:
         terms = [f"{name}//scale", f"{name}//zero"]
@@ -38,8 +38,8 @@ def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, Se
         return f"{name}//back" if plan.exact(name) or name not in plan.outputs else name
 
     def weight(key: tuple[str, int]) -> list[str]:
-        terms = [f"{key[0]}//{key[1]}{part}" for part in ("int8", "scale", "zero")]
         made = plan.weights[key]
+        terms = [f"{key[0]}//{key[1]}int8", f"{key[0]}//{key[1]}scale", f"//zeros8//{len(made.scale)}"]
         arrays.update(zip(terms, (made.integers, made.scale, np.zeros(len(made.scale), np.int8)), strict=True))
         return terms
 
@@ -89,7 +89,7 @@ def store_bias(name: str, bias: np.ndarray, step: np.ndarray, arrays: dict[str, 
     if np.abs(integers).max(initial=0.0) >= 2**31:
         arrays[name] = bias
         return name
-    terms = [f"{name}int32", f"{name}scale", f"{name}zero"]
+    terms = [f"{name}int32", f"{name}scale", f"//zeros32//{len(bias)}"]
     arrays.update(zip(terms, (integers.astype(np.int32), step, np.zeros(len(bias), np.int32)), strict=True))
     make("DequantizeLinear", terms, name, 0)
     return name

@@ -31,11 +31,11 @@ output channel is taken out of the bias (Nagel et al. 2019, arXiv:1906.04721, se
 Three recipes are tried in this order until one is good:
 ``full`` (everything in integers), ``lean`` (sums, products and activation functions in float: what
 normalisations and squeeze-and-excite need) and ``dynamic`` (int8 weights, activations quantized as they come). The
-effort ``fast`` takes the first recipe that works and the first rule for ranges; ``high`` tries every recipe, and
-weights that are rounded for the least error of sums (`tflite_rounding`).
+effort ``fast`` takes the first recipe that works and the first rule for ranges; ``high`` tries the first two always,
+and weights that are rounded for the least error of sums (`tflite_rounding`).
 
-16-bit activations run on LiteRT's reference kernels only (PP-OCR cls takes 17 times as long as in float): layers that
-are to be `wide` stay in float.
+16-bit activations run on LiteRT's reference kernels only (PP-OCR cls takes 17 times as long as in float): layers
+that are to be `wide` stay in float.
 """
 
 import dataclasses
@@ -193,7 +193,8 @@ def search(
                 best = Try(ratio, name, rule, data)
             if ratio < HOPELESS or best.ratio >= BEST[effort]:
                 break
-        if best is not None and best.ratio >= GOOD[effort]:
+        enough = GOOD["normal" if name == "lean" else effort]  # `dynamic` isn't all integers: for want of better only
+        if best is not None and best.ratio >= enough:
             break
     return best
 
