@@ -36,20 +36,25 @@ class Graph:
         self.widened: list[str] = []
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read this tensor."""
         return [node for node in self.nodes if name in node.input]
 
     def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that writes this tensor; None for inputs and constants."""
         return next((node for node in self.nodes if name in node.output), None)
 
     def constant(self, array: np.ndarray) -> str:
+        """Add a constant; returns its name."""
         name = self.name()
         self.constants[name] = array
         return name
 
     def name(self) -> str:
+        """A name that no tensor has."""
         return f"edgepack.{next(_fresh)}"
 
     def rewrite(self, old: onnx.NodeProto, *new: onnx.NodeProto) -> None:
+        """Put `new` in the place of `old`."""
         place = next(i for i, node in enumerate(self.nodes) if node is old)
         self.nodes[place : place + 1] = new
 
@@ -124,7 +129,7 @@ def whole_numbers_as_int64(graph: Graph) -> None:
 
 
 def one_hot_as_lookup(graph: Graph) -> None:
-    """Equal(ids, 0..n-1), Cast, MatMul(W) is a lookup in W. A row of zeros at the end is for ids above (ncnn clamps)."""
+    """Equal(ids, 0..n-1), Cast, MatMul(W) is a lookup in W. A last row of zeros is for ids above (ncnn clamps)."""
     for equal in [n for n in graph.nodes if n.op_type == "Equal"]:
         ids, classes = equal.input
         found = graph.constants.get(classes)
@@ -244,7 +249,7 @@ def _shape(graph: Graph, sizes: list[int]) -> str:
 
 
 def plain_operands(graph: Graph) -> None:
-    """One row out of several as a slice, and the sums of a Gemm as a vector: other forms stay layers that ncnn lacks."""
+    """One row out of several as a slice, the sums of a Gemm as a vector: ncnn lacks layers for other forms."""
     for node in list(graph.nodes):
         if node.op_type == "Gemm" and len(node.input) > 2:
             added = graph.constants.get(node.input[2])
