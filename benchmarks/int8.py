@@ -59,10 +59,10 @@ layer's sums** (GPTQ, Frantar et al. 2022, arXiv:2210.17323, on the covariance o
 where it is nearer on the calibration samples.
 
 LiteRT tries less and less in integers (`full`, `lean`, `dynamic`: see `quantize_tflite.py`) until the calibration
-samples' outputs reach 16 dB (at `high` the first two always); ONNX Runtime and ncnn keep every layer in integers but those that
-`keep_float` and `wide` name. (16-bit activations: ONNX Runtime has no integer kernel for them, LiteRT only slow
-reference kernels, so there such layers stay in float.) Samples are read one at a time: 512 photographs of 224x224 take
-297 MB (ONNX Runtime), 252 MB (LiteRT) and 189 MB (ncnn), no more than 64 do.
+samples' outputs reach 16 dB (at `high` the first two always). ONNX Runtime and ncnn keep every layer in integers but
+those that `keep_float` and `wide` name. (16-bit activations: ONNX Runtime has no integer kernel for them, LiteRT only
+slow reference kernels, so there such layers stay in float.) Samples are read one at a time: 512 photographs of 224x224
+take 297 MB (ONNX Runtime), 252 MB (LiteRT) and 189 MB (ncnn), no more than 64 do.
 
 A model that brings its own scales (QDQ) keeps them in ONNX Runtime. LiteRT can't take them over and refuses it.
 
