@@ -85,10 +85,17 @@ def convert(
 def digest(script: str) -> str:
     """SHA-256 of a converter script, its pins and the modules beside it that it imports: a change of any of them
     makes its steps run again."""
-    path = FOLDER / f"{script}.py"
-    imported = re.findall(r"^from (\w+) import", path.read_text("utf-8"), re.M)
-    shared = [FOLDER / f"{name}.py" for name in imported if (FOLDER / f"{name}.py").is_file()]
-    return sha256_text("".join(map(sha256_file, [path, *shared]))) if shared else sha256_file(path)
+    found: dict[str, Path] = {}
+    todo = [script]
+    while todo:
+        name = todo.pop()
+        path = FOLDER / f"{name}.py"
+        if name not in found and path.is_file():
+            found[name] = path
+            todo += re.findall(r"^from (\w+) import", path.read_text("utf-8"), re.M)
+    if len(found) == 1:
+        return sha256_file(found[script])
+    return sha256_text("".join(sha256_file(found[name]) for name in sorted(found)))
 
 
 def environment(script: str) -> Path:
