@@ -3,8 +3,8 @@
     python fork_server.py CONVERTER.py
 
 Each line of standard input is a JSON object: ``request`` (file), ``cwd``, ``log`` (for its stderr), ``seconds``,
-``memory`` (bytes). A fork of this process runs the script's ``main`` for it, so that a crash, a leak or a hang of
-one model touches no other. The answer is one JSON line: ``code`` (as subprocess has it; null: killed after its time).
+``memory`` (bytes). A fork of this process runs the script's ``main`` for it, so that a crash, a leak or a hang of one
+model touches no other. The answer is one JSON line: ``code`` (as subprocess has it; null: killed after its time).
 """
 
 import importlib.util

@@ -4,103 +4,14 @@ Each function rewrites one form exactly (in real arithmetic) where its condition
 it is. Whether the whole still computes the same is measured later, by running ncnn against the source.
 """
 
-from __future__ import annotations
-
-import itertools
-
 import numpy as np
 import onnx
-import onnx.helper
 import onnx.numpy_helper
-import onnx.shape_inference
+from onnx_graph import Graph, attribute, make, shape_of
+from recurrence import one_step
 
 FLOAT, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
 MASKED = -3e4  # stands for -inf before a softmax: exp of it is 0 in float32, and float16 can hold it
-UNROLLED = 16  # steps; a longer recurrence stays a layer
-_fresh = itertools.count()
-
-
-class Graph:
-    """An ONNX graph with its constants, shapes and types at hand; `rewrite` keeps the order of nodes."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.proto = graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.nodes = list(graph.node)
-        self.constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-        described = (*graph.value_info, *graph.input, *graph.output)
-        self.types = {v.name: v.type.tensor_type.elem_type for v in described}
-        self.shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in described}
-        self.types |= {t.name: t.data_type for t in graph.initializer}
-        self.shapes |= {t.name: list(t.dims) for t in graph.initializer}
-        self.surface = {v.name for v in graph.output}
-        self.widened: list[str] = []
-
-    def readers(self, name: str) -> list[onnx.NodeProto]:
-        """The nodes that read this tensor."""
-        return [node for node in self.nodes if name in node.input]
-
-    def maker(self, name: str) -> onnx.NodeProto | None:
-        """The node that writes this tensor; None for inputs and constants."""
-        return next((node for node in self.nodes if name in node.output), None)
-
-    def constant(self, array: np.ndarray) -> str:
-        """Add a constant; returns its name."""
-        name = self.name()
-        self.constants[name] = array
-        return name
-
-    def name(self) -> str:
-        """A name that no tensor has."""
-        return f"edgepack.{next(_fresh)}"
-
-    def rewrite(self, old: onnx.NodeProto, *new: onnx.NodeProto) -> None:
-        """Put `new` in the place of `old`."""
-        place = next(i for i, node in enumerate(self.nodes) if node is old)
-        self.nodes[place : place + 1] = new
-
-    def forward(self, node: onnx.NodeProto, source: str) -> None:
-        """Let everything read `source` instead of the node's first output."""
-        made = node.output[0]
-        if made in self.surface:
-            self.rewrite(node, make("Identity", [source], [made]))
-            return
-        self.rewrite(node)
-        for reader in self.nodes:
-            reader.input[:] = [source if name == made else name for name in reader.input]
-
-    def write(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The model with these nodes, those that nothing reads left out, and no stale shapes."""
-        needed, kept = set(self.surface), []
-        for node in reversed(self.nodes):
-            if needed & set(node.output):
-                kept.append(node)
-                needed |= set(node.input)
-        graph = model.graph
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(reversed(kept))
-        for value in graph.input:
-            if value.name in self.widened:
-                value.type.tensor_type.elem_type = onnx.TensorProto.INT64
-        held = ((name, array) for name, array in self.constants.items() if name in needed)
-        graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in held)
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-
-
-def make(op: str, inputs: list[str], outputs: list[str], **attributes: object) -> onnx.NodeProto:
-    return onnx.helper.make_node(op, inputs, outputs, **attributes)
-
-
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
-
-
-def repair(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every repair in turn; each sees the shapes that the ones before it left."""
-    for form in FORMS:
-        graph = Graph(model)
-        form(graph)
-        model = graph.write(model)
-    return model
 
 
 def constants_as_initializers(graph: Graph) -> None:
@@ -112,24 +23,8 @@ def constants_as_initializers(graph: Graph) -> None:
             graph.rewrite(node)
 
 
-def whole_numbers_as_int64(graph: Graph) -> None:
-    """pnnx tries the model on zeros for int64 inputs, and on whatever is in memory for int32 ones."""
-    for value in graph.proto.input:
-        moved, names = [value.name], {value.name}
-        fine = value.type.tensor_type.elem_type == onnx.TensorProto.INT32
-        for name in moved:  # grows while it is walked
-            for reader in graph.readers(name):
-                if reader.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Transpose"):
-                    moved += reader.output
-                    names |= set(reader.output)
-                elif reader.op_type != "Cast" and not (reader.op_type == "Gather" and reader.input[1] in names):
-                    fine = False
-        if fine and not names & graph.surface:
-            graph.widened.append(value.name)
-
-
 def one_hot_as_lookup(graph: Graph) -> None:
-    """Equal(ids, 0..n-1), Cast, MatMul(W) is a lookup in W. A last row of zeros is for ids above (ncnn clamps)."""
+    """Equal(ids, 0..n-1), Cast, MatMul(W) is a lookup in W; zeros at its end is for ids above (ncnn clamps)."""
     for equal in [n for n in graph.nodes if n.op_type == "Equal"]:
         ids, classes = equal.input
         found = graph.constants.get(classes)
@@ -232,24 +127,20 @@ def no_operations(graph: Graph) -> None:
         elif node.op_type == "Gather" and known and node.input[1] in graph.constants:
             rows, axis = graph.constants[node.input[1]], int(attribute(node, "axis", 0))
             if np.array_equal(rows.ravel(), np.arange(before[axis])) and before[axis] > 1:
-                graph.rewrite(node, make("Reshape", [node.input[0], _shape(graph, after)], list(node.output)))
+                graph.rewrite(node, make("Reshape", [node.input[0], shape_of(graph, after)], list(node.output)))
     for node in list(graph.nodes):  # of several changes of shape in a row only the last one counts
         after = graph.shapes.get(node.output[0], [0])
         while node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Flatten") and after and 0 not in after:
             maker = graph.maker(node.input[0])
             if maker is None or maker.op_type not in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
                 break
-            merged = make("Reshape", [maker.input[0], _shape(graph, after)], list(node.output))
+            merged = make("Reshape", [maker.input[0], shape_of(graph, after)], list(node.output))
             graph.rewrite(node, merged)
             node = merged
 
 
-def _shape(graph: Graph, sizes: list[int]) -> str:
-    return graph.constant(np.array(sizes, np.int64))
-
-
 def plain_operands(graph: Graph) -> None:
-    """One row out of several as a slice, the sums of a Gemm as a vector: ncnn lacks layers for other forms."""
+    """One row out of several as a slice, and what a Gemm adds as a vector: pnnx can't read other forms."""
     for node in list(graph.nodes):
         if node.op_type == "Gemm" and len(node.input) > 2:
             added = graph.constants.get(node.input[2])
@@ -262,7 +153,7 @@ def plain_operands(graph: Graph) -> None:
                 continue
             row, cut = int(index) % before[axis], graph.name()
             bounds = [graph.constant(np.array([n], np.int64)) for n in (row, row + 1, axis % len(before))]
-            shaped = make("Reshape", [cut, _shape(graph, after)], list(node.output))
+            shaped = make("Reshape", [cut, shape_of(graph, after)], list(node.output))
             graph.rewrite(node, make("Slice", [node.input[0], *bounds], [cut]), shaped)
 
 
@@ -279,9 +170,9 @@ def first_axis(graph: Graph) -> None:
         before, after, joined = shapes[0], shapes[-1], graph.name()
         if node.op_type == "Concat" and attribute(node, "axis") == 0 and len(after) > 1:
             flat = [graph.name() for _ in node.input]
-            sizes = [_shape(graph, [1, int(np.prod(shape))]) for shape in shapes[:-1]]
+            sizes = [shape_of(graph, [1, int(np.prod(shape))]) for shape in shapes[:-1]]
             rows = [make("Reshape", [n, size], [f]) for n, size, f in zip(node.input, sizes, flat, strict=True)]
-            last = make("Reshape", [joined, _shape(graph, after)], [out])
+            last = make("Reshape", [joined, shape_of(graph, after)], [out])
             graph.rewrite(node, *rows, make("Concat", flat, [joined], axis=1), last)
         elif node.op_type == "Slice" and len(before) > 1 and before[0] > 1 and len(node.input) == 4:
             start, end, axes = (graph.constants.get(name) for name in node.input[1:])
@@ -292,9 +183,9 @@ def first_axis(graph: Graph) -> None:
             bounds = [graph.constant(np.array([n], np.int64)) for n in (first * row, (first + after[0]) * row, 1)]
             graph.rewrite(
                 node,
-                make("Reshape", [node.input[0], _shape(graph, [1, before[0] * row])], [flat]),
+                make("Reshape", [node.input[0], shape_of(graph, [1, before[0] * row])], [flat]),
                 make("Slice", [flat, *bounds], [joined]),
-                make("Reshape", [joined, _shape(graph, after)], [out]),
+                make("Reshape", [joined, shape_of(graph, after)], [out]),
             )
 
 
@@ -324,7 +215,7 @@ def split_of_heads(graph: Graph) -> None:
             graph.rewrite(
                 out,
                 make("Slice", [shaped.input[0], *bounds], [cut]),
-                make("Reshape", [cut, _shape(graph, [b, s, h, d])], [heads]),
+                make("Reshape", [cut, shape_of(graph, [b, s, h, d])], [heads]),
                 *last,
             )
 
@@ -346,72 +237,9 @@ def _one_of(graph: Graph, part: onnx.NodeProto) -> tuple[int | None, onnx.NodePr
     return (int(starts[0]), after[0]) if alone and sizes == graph.shapes[part.output[0]][1:] else (None, part)
 
 
-def one_step(graph: Graph) -> None:
-    """A recurrence of few steps as products and sums: pnnx loses the state of LSTM and GRU layers.
-
-    Hochreiter and Schmidhuber, Long Short-Term Memory, 1997, with ONNX's order of gates (i, o, f, c); forward only,
-    the default activations, no peepholes, a batch of one.
-    """
-    for node in [n for n in graph.nodes if n.op_type == "LSTM"]:
-        taken = [*node.input, *[""] * (8 - len(node.input))]
-        sizes = graph.shapes.get(taken[0], [])
-        weights = [graph.constants.get(name) for name in taken[1:3]]
-        plain = attribute(node, "direction", b"forward") == b"forward" and not attribute(node, "activations")
-        plain = plain and not attribute(node, "layout", 0) and attribute(node, "clip") is None and not taken[7]
-        plain = plain and not attribute(node, "input_forget", 0)
-        if len(sizes) != 3 or not 1 <= sizes[0] <= UNROLLED or sizes[1] != 1 or None in (*map(id_or_none, weights),):
-            continue
-        if not plain or taken[4]:
-            continue
-        _unroll(graph, node, taken, sizes[0], weights[0][0], weights[1][0])
-
-
-def id_or_none(array: np.ndarray | None) -> int | None:
-    return None if array is None else id(array)
-
-
-def _unroll(graph: Graph, node: onnx.NodeProto, taken: list[str], steps: int, w: np.ndarray, r: np.ndarray) -> None:
-    size = r.shape[1]
-    bias = graph.constants.get(taken[3])
-    added = np.zeros(4 * size, np.float32) if bias is None else bias[0, : 4 * size] + bias[0, 4 * size :]
-    new: list[onnx.NodeProto] = []
-
-    def op(kind: str, *inputs: str, **attributes: object) -> str:
-        out = graph.name()
-        new.append(make(kind, list(inputs), [out], **attributes))
-        return out
-
-    def ints(*numbers: int) -> str:
-        return graph.constant(np.array(numbers, np.int64))
-
-    zero = graph.constant(np.zeros((1, size), np.float32))
-    h, c = (op("Reshape", name, ints(1, size)) if name else zero for name in taken[5:7])
-    both = graph.constant(np.ascontiguousarray(np.concatenate([w, r], axis=1).T))
-    total = graph.constant(added)
-    whole = op("Reshape", taken[0], ints(steps, w.shape[1]))
-    made = []
-    for step in range(steps):
-        x = whole if steps == 1 else op("Slice", whole, ints(step), ints(step + 1), ints(0))
-        gates = op("Gemm", op("Concat", x, h, axis=1), both, total)
-        i, o, f, g = (op("Slice", gates, ints(n * size), ints((n + 1) * size), ints(1)) for n in range(4))
-        kept = op("Mul", op("Sigmoid", f), c)
-        c = op("Add", kept, op("Mul", op("Sigmoid", i), op("Tanh", g)))
-        h = op("Mul", op("Sigmoid", o), op("Tanh", c))
-        made.append(h)
-    outputs = [*node.output, "", ""]
-    if outputs[0]:
-        rows = made[0] if steps == 1 else op("Concat", *made, axis=0)
-        new.append(make("Reshape", [rows, ints(steps, 1, 1, size)], [outputs[0]]))
-    for name, value in zip(outputs[1:3], (h, c), strict=True):
-        if name:
-            new.append(make("Reshape", [value, ints(1, 1, size)], [name]))
-    graph.rewrite(node, *new)
-
-
 FORMS = (
     constants_as_initializers,
     one_hot_as_lookup,
-    whole_numbers_as_int64,
     bools_as_floats,
     no_operations,
     split_of_heads,

@@ -13,13 +13,14 @@
 # ///
 """Convert ONNX to ncnn's ``model.ncnn.param`` and ``model.ncnn.bin`` with pnnx.
 
-Request: ``model`` (ONNX file, fixed shapes). Weights stay float32. pnnx's wheel wants torch, but its
-program reads ONNX without it. The program gets a copy in which every tensor and node has a plain name: its
-text format is cut at white space, and names come from the model. Exit 0 means little: the caller must load and
-run the result. ``result.json`` says per input and output which axis pnnx took for the batch (null: none).
+Request: ``model`` (ONNX file, fixed shapes), ``repair`` (false: without `ncnn_forms`). Weights stay float32. pnnx's
+wheel wants torch, but its program reads ONNX without it. The program gets a copy in which every tensor and node has a
+plain name: its text format is cut at white space, and names come from the model. Exit 0 means little: the caller must
+load and run the result. ``result.json`` says per input and output which axis pnnx took for the batch (null: none).
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -35,7 +36,8 @@ import onnx.shape_inference
 
 sys.path.insert(0, str(Path(__file__).parent))
 from float_of_qdq import without_pairs
-from ncnn_forms import repair
+from ncnn_forms import FORMS
+from onnx_graph import Graph
 
 TYPES = {
     onnx.TensorProto.FLOAT: "f32",
@@ -61,7 +63,7 @@ def main() -> None:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
     without_pairs(model)
     model = onnx.shape_inference.infer_shapes(model)
-    if not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
+    if request.get("repair", True) and not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
         model = repair(model)
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
@@ -81,6 +83,15 @@ def main() -> None:
     (out / param.name).write_bytes(param.read_bytes())
     (out / weights.name).write_bytes(weights.read_bytes())
     (out / "result.json").write_text(json.dumps(result))
+
+
+def repair(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every repair in turn; each sees the shapes that the ones before it left."""
+    for form in FORMS:
+        graph = Graph(model)
+        form(graph)
+        model = graph.write(model)
+    return model
 
 
 def without_casts_at_the_surface(graph: onnx.GraphProto) -> None:
@@ -215,6 +226,9 @@ def run_pnnx(shapes: str) -> str:
         capture_output=True,
         check=False,
         stdin=subprocess.DEVNULL,
+        # pnnx tries the model on inputs that it never sets: as indices, what happens to be in memory crashes it. This
+        # has glibc fill new memory with the inverse of 255.
+        env={**os.environ, "MALLOC_PERTURB_": "255"},
     )
     log = (done.stdout + done.stderr).decode("utf-8", "replace")
     sys.stderr.write(log)

@@ -86,9 +86,24 @@ class Ncnn:
             assert base is not None
             self._shrink(artifacts.read(base), model, precision, calibration, out, int8)
             return
-        request = {"model": str(model.path)}
+        # Repairs make more models fit for ncnn; should they spoil one, it is tried as it is.
+        first: VariantError | None = None
+        for repair in (True, False):
+            try:
+                artifacts.write(self._convert(model, precision, repair, out))
+                return
+            except Unsupported:
+                raise
+            except VariantError as error:
+                first = first or error
+                for name in (PARAM, WEIGHTS):
+                    (out / name).unlink(missing_ok=True)
+        assert first is not None
+        raise first
+
+    def _convert(self, model: Model, precision: Precision, repair: bool, out: Path) -> Artifact:
         try:
-            made = converter.convert("onnx_to_ncnn", request, out)
+            made = converter.convert("onnx_to_ncnn", {"model": str(model.path), "repair": repair}, out)
         except ToolFailed as error:
             hint = f"Use another engine for this model: --engine onnxruntime takes most operators. {error.hint}"
             raise VariantError(error.message, hint, log=error.log) from error
@@ -101,7 +116,7 @@ class Ncnn:
             layers=_parts(param),
             facts={"precision": str(precision), "pnnx": made["complaints"]},
         )
-        artifacts.write(_fit(draft, model, made["input_axes"], param))
+        return _fit(draft, model, made["input_axes"], param)
 
     def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
         """Run the ncnn wheel on one thread. Raises `VariantError` when ncnn can't load or run the files."""
