@@ -235,7 +235,7 @@ def _failed(target: str, compiler: Compiler, reason: str, logs: Sequence[Path]) 
     kept.write_text("\n".join(path.read_text() for path in logs if path.is_file()))
     if "No space left on device" in kept.read_text():
         return OutOfSpace(
-            f"The disk is full. {what} can't be compiled.",
+            f"The disk is full ({shutil.disk_usage(kept.parent).free >> 20} MiB free). {what} can't be compiled.",
             "Free about 300 MiB, or choose another folder with EDGEPACK_CACHE.",
         )
     hint = "The log holds every command. If the compiler ran out of memory, try again with --jobs 1."

@@ -59,7 +59,8 @@ class TFLite:
 
     def problems(self, model: Model, precision: Precision) -> list[Problem]:
         """INT8 of a model that is quantized already: its scales would be replaced by others."""
-        if precision is not Precision.INT8 or not has_quantized(model):
+        kept = model.origin is not None and (model.origin.engine, model.origin.precision) == (self.name, precision)
+        if kept or precision is not Precision.INT8 or not has_quantized(model):
             return []
         return [
             Problem(

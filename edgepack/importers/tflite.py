@@ -111,7 +111,9 @@ def _look(source: str, name: str = "") -> tuple[Path, tflite_file.Contents]:
         found = tflite_file.read(path)
     except tflite_file.Damaged as error:
         raise ModelError(
-            f"{name} is cut off or damaged: {error}.", "Copy or download it again, and compare its size.", id="EP303"
+            f"{name} looks like TFLite and is cut off or damaged: {error}.",
+            "Copy or download it again, and compare its size.",
+            id="EP303",
         ) from error
     if found.custom:
         raise ModelError(

@@ -57,7 +57,7 @@ def test_the_order_that_the_model_is_surer_of_is_named(
         str(model.path), config.load_target("linux-x86_64"), calibration=tmp_path / "data.npz", output=tmp_path
     )
     cache = Cache(tmp_path / "cache")
-    gathered = sampling.gather_samples(plan, cache, model)
+    gathered = sampling.samples_of(plan, cache, model)
     for _ in range(2):  # the second time from the cache
         capsys.readouterr()
         steps.check_channel_order(plan, cache, model, gathered)
