@@ -259,7 +259,11 @@ def any_order(got: Any, wanted: Any) -> bool:
 def told(error: Exception) -> dict[str, str]:
     """An exception as a result."""
     if isinstance(error, EdgepackError):
-        status = "refused" if isinstance(error, Unsupported | UsageError) or error.id.startswith("EP30") else "failed"
+        status = (
+            "refused"
+            if isinstance(error, Unsupported | UsageError) or error.id.startswith(("EP30", "EP310"))
+            else "failed"
+        )
         crash = "Traceback" in error.message
         return {"status": "TRACEBACK" if crash else status, "reason": error.message, "id": error.id}
     return {"status": "TRACEBACK", "reason": "".join(traceback.format_exception(error))[-1500:]}

@@ -35,6 +35,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 
 sys.path.insert(0, str(Path(__file__).parent))
+from expand import expanded
 from ncnn_forms import FORMS
 from onnx_graph import Graph
 
@@ -61,7 +62,7 @@ def main() -> None:
     except Exception as error:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
     if request.get("repair", True) and not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
-        model = repair(model)
+        model = repair(expanded(model))
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
     inputs, outputs = plain(model)
@@ -200,6 +201,9 @@ def plain(model: onnx.ModelProto) -> tuple[list[str], int]:
         node.input[:] = [rename(name) for name in node.input]
         node.output[:] = [rename(name) for name in node.output]
     del graph.quantization_annotation[:]
+    for value in graph.input:  # pnnx has no word for a tensor without axes; a single number is the same bytes
+        if not value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim.add().dim_value = 1
     return [_word(value) for value in graph.input], len(graph.output)
 
 
@@ -208,8 +212,7 @@ def _word(value: onnx.ValueInfoProto) -> str:
     if tensor.elem_type not in TYPES:
         raise SystemExit(f"ncnn has no input of type {onnx.TensorProto.DataType.Name(tensor.elem_type)}")
     shape = [dim.dim_value for dim in tensor.shape.dim]
-    # pnnx has no word for a tensor without axes; a single number is the same bytes.
-    return f"[{','.join(map(str, shape or [1]))}]{TYPES[tensor.elem_type]}"
+    return f"[{','.join(map(str, shape))}]{TYPES[tensor.elem_type]}"
 
 
 def run_pnnx(shapes: str) -> str:
