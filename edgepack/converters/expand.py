@@ -43,6 +43,17 @@ def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     return folded(model) if wanted else model
 
 
+def with_plain_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, with every Constant's number or list of numbers as a tensor: converters know only that form."""
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name in kinds:
+            found = node.attribute[0]
+            array = np.array(onnx.helper.get_attribute_value(found), kinds[found.name])
+            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(array)))
+    return model
+
+
 def typed(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that says the type of every tensor: the inliner asks for those of weights, too."""
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)

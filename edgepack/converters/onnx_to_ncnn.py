@@ -35,7 +35,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 
 sys.path.insert(0, str(Path(__file__).parent))
-from expand import expanded
+from expand import expanded, with_plain_constants
 from ncnn_forms import FORMS
 from onnx_graph import Graph
 
@@ -62,7 +62,7 @@ def main() -> None:
     except Exception as error:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
     if request.get("repair", True) and not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
-        model = repair(expanded(model))
+        model = repair(with_plain_constants(expanded(model)))
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
     inputs, outputs = plain(model)

@@ -35,7 +35,7 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
-from expand import expanded
+from expand import expanded, with_plain_constants
 
 IR_VERSION = 10  # the newest that every pinned package here reads
 FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
@@ -45,7 +45,7 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out, scratch = Path(request["out"]), Path(request["scratch"])
     model = onnx.load(request["model"])
-    model = expanded(model)
+    model = with_plain_constants(expanded(model))
     rename(model)
     fold_filled_constants(model.graph)
     model.ir_version = min(model.ir_version, IR_VERSION)

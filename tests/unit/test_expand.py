@@ -50,6 +50,15 @@ def test_a_norm_that_converters_lack_becomes_operators_that_they_have(expand: An
     np.testing.assert_allclose(ReferenceEvaluator(written).run(None, {"x": x})[0], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_constant_given_as_a_number_becomes_a_tensor(expand: Any) -> None:
+    model = one("Relu", 17, (1, 4))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value_floats=[1.0, 2.5]))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["n"], value_int=7))
+    first, second = expand.with_plain_constants(model).graph.node[:2]
+    assert numpy_helper.to_array(first.attribute[0].t) == 7
+    assert numpy_helper.to_array(second.attribute[0].t).tolist() == [1.0, 2.5]
+
+
 def test_a_model_without_such_operators_is_the_same_afterwards(expand: Any) -> None:
     model = one("Relu", 17, (1, 4))
     assert expand.expanded(model) is model
