@@ -13,10 +13,10 @@ HEAD = """\
 # The corpus of node tests
 
 Written by `benchmarks/corpus.py --report`; its head says what each word means. {count} of the {total} node tests of
-onnx.backend.test (every {every}th, evenly over all operators) as files, float32, on the host. A node test often gives as an
-input what a real model has as a constant (weights, axes, sizes): neither bare tool can take that, and neither can the
-engines through it. The bare tools ran with their default options on the same files; a result of theirs counts as right
-in whatever order of axes it comes out. They have no step that would notice a wrong one.
+onnx.backend.test (every {every}th, evenly over all operators) as files, float32, on the host. A node test often gives
+as an input what a real model has as a constant (weights, axes, sizes): neither bare tool can take that, and neither
+can the engines through it. The bare tools ran with their default options on the same files; a result of theirs counts
+as right in whatever order of axes it comes out. They have no step that would notice a wrong one.
 
 `WRONG` is what edgepack would ship although the test's own outputs don't come out; the bar is 0. An import that is
 refused counts for every engine.

@@ -35,6 +35,9 @@ import onnx.version_converter
 import onnxruntime
 from google.protobuf.message import DecodeError
 
+sys.path.insert(0, str(Path(__file__).parent))
+from node_order import Cycle, sort_nodes
+
 OLDEST = 7  # the version converter lifts from here
 ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer than this is kept as it is
 LIFTED = 17  # what every engine's converter reads
@@ -82,6 +85,7 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
     notes: list[str] = []
     model = load(Path(request["model"]), name)
     opset = check_opset(model, name, notes)
+    put_in_order(model, name, notes)
     check_nodes(model, name)
     check_weights(model, name)
     drop_initializers_from_inputs(model)
@@ -161,6 +165,18 @@ def changed_since(known: int, model: onnx.ModelProto, opset: int) -> list[str]:
             except onnx.defs.SchemaError:
                 found.add(node.op_type)
     return sorted(found)
+
+
+def put_in_order(model: onnx.ModelProto, name: str, notes: list[str]) -> None:
+    try:
+        if sort_nodes(model.graph):
+            notes.append("The nodes weren't in the order in which they can run; they were sorted.")
+    except Cycle as error:
+        raise Refused(
+            f"{name} is not a valid ONNX model: {error}.",
+            "It was damaged, or written by a tool with a bug. Export the model again.",
+            "EP303",
+        ) from error
 
 
 def check_nodes(model: onnx.ModelProto, name: str) -> None:

@@ -365,6 +365,22 @@ def test_a_graph_that_is_not_valid_is_refused(tmp_path: Path) -> None:
     assert error.id == "EP303" and "nowhere" in error.message
 
 
+def test_nodes_in_no_order_are_sorted(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Tanh", ["x"], ["a"])]
+    from_onnx(tmp_path, make(nodes, [value("x", [1, 4])], [value("y", [1, 4])])).agrees()
+
+
+def test_nodes_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="second"),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    error = refused(tmp_path, make(nodes, [value("x", [1, 4])], [value("y", [1, 4])]))
+    assert error.id == "EP303"
+    assert "cycle" in error.message and "'first'" in error.message and "'second'" in error.message
+
+
 def test_a_damaged_name_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, convolution())
     path.write_bytes(path.read_bytes().replace(b"Relu", b"\xff\xfe\xfdu"))
