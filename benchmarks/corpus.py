@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from corpus_tools import forks
+from corpus_tools import forks, page
 
 from edgepack import artifact as artifacts
 from edgepack import calibration, converter, plugins, steps, verify
@@ -40,6 +40,7 @@ from edgepack.config import BOUNDS
 from edgepack.errors import EdgepackError, Unsupported, UsageError
 from edgepack.types import Artifact, Model, Precision
 
+PAGE = Path(__file__).parent.parent / "docs" / "corpus.md"
 TOOLS = Path(__file__).parent / "corpus_tools"
 ENGINES = ("onnxruntime", "tflite", "ncnn")
 BARE = {"bare onnx2tf": ("bare_onnx2tf", "onnx_to_tflite"), "bare pnnx": ("bare_pnnx", "onnx_to_ncnn")}
@@ -56,12 +57,16 @@ def main() -> None:
     parser.add_argument("--engine", action="append", default=[])
     parser.add_argument("--bare", action="store_true", help="also the bare tools")
     parser.add_argument("--again", action="store_true", help="try models again that have a result")
+    parser.add_argument("--report", action="store_true", help="write the page from what is there")
     options = parser.parse_args()
     scratch = options.scratch.absolute()
-    names = sorted(path.name for path in node_tests(scratch).iterdir())
+    names = sorted(path.name for path in node_tests(scratch).iterdir() if path.is_dir())
     chosen = [n for n in names[options.start :: options.every] if not options.only or n in options.only]
     chosen = options.only if options.only else chosen
     results = scratch / "results.jsonl"
+    if options.report:
+        page.write(PAGE, {n: r for n, r in read(results).items() if n in set(chosen)}, len(names), options.every)
+        return
     known = read(results)
     forks.install()
     for name in chosen:
@@ -91,10 +96,13 @@ def node_tests(scratch: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The newest result of each model."""
+    """The newest result of each model and engine."""
     if not path.is_file():
         return {}
-    return {item["name"]: item for item in map(json.loads, path.read_text().splitlines())}
+    found: dict[str, dict[str, Any]] = {}
+    for item in map(json.loads, path.read_text().splitlines()):
+        found.setdefault(item["name"], {}).update(item)
+    return found
 
 
 def examine(case: Path, work: Path, engines: tuple[str, ...] | list[str], *, bare: bool) -> dict[str, Any]:
@@ -259,7 +267,11 @@ def any_order(got: Any, wanted: Any) -> bool:
 def told(error: Exception) -> dict[str, str]:
     """An exception as a result."""
     if isinstance(error, EdgepackError):
-        status = "refused" if isinstance(error, Unsupported | UsageError) or error.id.startswith("EP30") else "failed"
+        status = (
+            "refused"
+            if isinstance(error, Unsupported | UsageError) or error.id.startswith(("EP30", "EP310"))
+            else "failed"
+        )
         crash = "Traceback" in error.message
         return {"status": "TRACEBACK" if crash else status, "reason": error.message, "id": error.id}
     return {"status": "TRACEBACK", "reason": "".join(traceback.format_exception(error))[-1500:]}

@@ -29,6 +29,8 @@ def call(script: Path, python: Path, request: Path, cwd: Path, log: Path, second
     with _lock:
         lock = _locks.setdefault(script, threading.Lock())
     with lock:
+        if script in _servers and _servers[script].poll() is not None:
+            del _servers[script]
         server = _server(script, python)
         job = {"request": str(request), "cwd": str(cwd), "log": str(log), "seconds": seconds, "memory": MEMORY}
         assert server.stdin is not None and server.stdout is not None

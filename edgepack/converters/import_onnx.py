@@ -35,6 +35,9 @@ import onnx.version_converter
 import onnxruntime
 from google.protobuf.message import DecodeError
 
+sys.path.insert(0, str(Path(__file__).parent))
+from node_order import Cycle, sort_nodes
+
 OLDEST = 7  # the version converter lifts from here
 ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer than this is kept as it is
 LIFTED = 17  # what every engine's converter reads
@@ -81,7 +84,8 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
     name: str = request["name"]
     notes: list[str] = []
     model = load(Path(request["model"]), name)
-    opset = check_opset(model, name)
+    opset = check_opset(model, name, notes)
+    put_in_order(model, name, notes)
     check_nodes(model, name)
     check_weights(model, name)
     drop_initializers_from_inputs(model)
@@ -116,8 +120,11 @@ def load(path: Path, name: str) -> onnx.ModelProto:
     return model
 
 
-def check_opset(model: onnx.ModelProto, name: str) -> int:
-    """The version of the standard operators. Refuses what is missing, too old or too new, before the checker does."""
+def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
+    """The version of the standard operators. Refuses what is missing, too old or too new, before the checker does.
+
+    A newer model whose operators all mean what they meant at the newest known opset is stamped as that.
+    """
     opset = max((entry.version for entry in model.opset_import if entry.domain in STANDARD), default=0)
     if not model.graph.node and not model.graph.output:
         raise Refused(
@@ -128,15 +135,48 @@ def check_opset(model: onnx.ModelProto, name: str) -> int:
             f"{name} doesn't say which opset it uses: it is cut off or damaged.", "Export the model again.", "EP303"
         )
     newest = min(NEWEST, onnx.defs.onnx_opset_version())
+    changed = changed_since(newest, model, opset) if newest < opset <= onnx.defs.onnx_opset_version() else []
+    if newest < opset <= onnx.defs.onnx_opset_version() and not changed:
+        for entry in (*model.opset_import, *(entry for f in model.functions for entry in f.opset_import)):
+            if entry.domain in STANDARD:
+                entry.version = min(entry.version, newest)
+        notes.append(f"The model says opset {opset}; its operators are the same at opset {newest}, and it is taken so.")
+        return newest
     if opset > newest or opset < OLDEST:
         relation = "newer" if opset > newest else "older"
         raise Refused(
-            f"{name} uses opset {opset}, which is {relation} than what edgepack's tools know ({OLDEST} to {newest}).",
+            f"{name} uses opset {opset}, which is {relation} than what edgepack's tools know ({OLDEST} to {newest})"
+            + (f": it has {', '.join(changed[:5])} in a form that is new." if changed else "."),
             f"Export the model again with opset {LIFTED} "
             f"(torch.onnx.export(..., opset_version={LIFTED}); tf2onnx --opset {LIFTED}).",
             "EP307",
         )
     return opset
+
+
+def changed_since(known: int, model: onnx.ModelProto, opset: int) -> list[str]:
+    """Standard operators of the model whose definition at `opset` is newer than `known`, sorted."""
+    found = set()
+    for node in every_node(model):
+        if node.domain in STANDARD:
+            try:
+                if onnx.defs.get_schema(node.op_type, opset, "").since_version > known:
+                    found.add(node.op_type)
+            except onnx.defs.SchemaError:
+                found.add(node.op_type)
+    return sorted(found)
+
+
+def put_in_order(model: onnx.ModelProto, name: str, notes: list[str]) -> None:
+    try:
+        if sort_nodes(model.graph):
+            notes.append("The nodes weren't in the order in which they can run; they were sorted.")
+    except Cycle as error:
+        raise Refused(
+            f"{name} is not a valid ONNX model: {error}.",
+            "It was damaged, or written by a tool with a bug. Export the model again.",
+            "EP303",
+        ) from error
 
 
 def check_nodes(model: onnx.ModelProto, name: str) -> None:
@@ -411,7 +451,8 @@ def dtype_of(value: onnx.ValueInfoProto, what: str) -> str:
             return dtype
         kind = f"tensor of {'strings' if dtype == 'object' else dtype}"
     raise Refused(
-        f"The {what} {value.name!r} is a {kind.removesuffix('_type')}: edgepack handles tensors of numbers.",
+        f"The {what} {value.name!r} is a {kind.removesuffix('_type')}: edgepack handles tensors of numbers (bool, "
+        "integers of 8 to 64 bits, float16, float32, float64).",
         "Export the model without it (for scikit-learn: options={'zipmap': False}), or with float32 there.",
         "EP310",
     )

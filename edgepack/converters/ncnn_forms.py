@@ -10,7 +10,9 @@ import onnx.numpy_helper
 from onnx_graph import Graph, attribute, make, shape_of
 from recurrence import one_step
 
+SHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Gather", "Expand", "Transpose")
 FLOAT, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+WHOLE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 MASKED = -3e4  # stands for -inf before a softmax: exp of it is 0 in float32, and float16 can hold it
 
 
@@ -51,17 +53,18 @@ def bools_as_floats(graph: Graph) -> None:
 
     Only whole regions that begin at casts from numbers and end at Where or casts to float are rewritten.
     """
-    logic = ("And", "Or", "Not", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Gather", "Expand", "Transpose")
+    logic = ("And", "Or", "Xor", "Not", "Identity", *SHAPING)
+    inputs = [value for value in graph.proto.input if value.type.tensor_type.elem_type == BOOL]
     masks = {name for node in graph.nodes for name in node.output if graph.types.get(name) == BOOL}
-    if not masks or masks & graph.surface:
-        return
+    masks |= {value.name for value in inputs}
     for node in graph.nodes:
         makes, reads = set(node.output) & masks, set(node.input) & masks
-        begins = node.op_type == "Cast" and not reads
+        begins = node.op_type == "Cast" and not reads and graph.types.get(node.input[0]) in WHOLE
         ends = node.op_type == "Cast" and reads and attribute(node, "to") == FLOAT
         ends = ends or (node.op_type == "Where" and node.input[0] in reads and _selects(graph, node) is not None)
         if not (begins or ends or node.op_type in logic) and (makes or reads):
             return
+    graph.floats |= masks & (graph.surface | {value.name for value in inputs})
     for name in [n for n, a in graph.constants.items() if a.dtype == np.bool_]:
         graph.constants[name] = graph.constants[name].astype(np.float32)
     for node in list(graph.nodes):
@@ -78,11 +81,14 @@ def bools_as_floats(graph: Graph) -> None:
             )
         elif node.op_type == "Cast" and node.input[0] in masks:
             graph.forward(node, node.input[0])
-        elif node.op_type == "And":
+        elif node.op_type == "And" and out in masks:
             graph.rewrite(node, make("Mul", list(node.input), [out]))
-        elif node.op_type == "Or":
+        elif node.op_type == "Or" and out in masks:
             graph.rewrite(node, make("Max", list(node.input), [out]))
-        elif node.op_type == "Not":
+        elif node.op_type == "Xor" and out in masks:
+            less = graph.name()
+            graph.rewrite(node, make("Sub", list(node.input), [less]), make("Abs", [less], [out]))
+        elif node.op_type == "Not" and out in masks:
             graph.rewrite(node, make("Sub", [graph.constant(np.ones(1, np.float32)), node.input[0]], [out]))
         elif node.op_type == "Where" and node.input[0] in masks:
             when, otherwise = _selects(graph, node)

@@ -24,6 +24,7 @@ class Graph:
         self.types |= {t.name: t.data_type for t in graph.initializer}
         self.shapes |= {t.name: list(t.dims) for t in graph.initializer}
         self.surface = {v.name for v in graph.output}
+        self.floats: set[str] = set()  # inputs and outputs whose type becomes float32
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """Nodes that take a tensor."""
@@ -68,6 +69,9 @@ class Graph:
         graph = model.graph
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend(reversed(kept))
+        for value in (*graph.input, *graph.output):
+            if value.name in self.floats:
+                value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         held = ((name, array) for name, array in self.constants.items() if name in needed)
         graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in held)
         return onnx.shape_inference.infer_shapes(model, data_prop=True)

@@ -35,6 +35,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 
 sys.path.insert(0, str(Path(__file__).parent))
+from expand import expanded, with_plain_constants
 from float_of_qdq import without_pairs
 from ncnn_forms import FORMS
 from onnx_graph import Graph
@@ -64,7 +65,7 @@ def main() -> None:
     without_pairs(model)
     model = onnx.shape_inference.infer_shapes(model)
     if request.get("repair", True) and not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
-        model = repair(model)
+        model = repair(with_plain_constants(expanded(model)))
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
     inputs, outputs = plain(model)
@@ -203,6 +204,9 @@ def plain(model: onnx.ModelProto) -> tuple[list[str], int]:
         node.input[:] = [rename(name) for name in node.input]
         node.output[:] = [rename(name) for name in node.output]
     del graph.quantization_annotation[:]
+    for value in graph.input:  # pnnx has no word for a tensor without axes; a single number is the same bytes
+        if not value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim.add().dim_value = 1
     return [_word(value) for value in graph.input], len(graph.output)
 
 
@@ -211,8 +215,7 @@ def _word(value: onnx.ValueInfoProto) -> str:
     if tensor.elem_type not in TYPES:
         raise SystemExit(f"ncnn has no input of type {onnx.TensorProto.DataType.Name(tensor.elem_type)}")
     shape = [dim.dim_value for dim in tensor.shape.dim]
-    # pnnx has no word for a tensor without axes; a single number is the same bytes.
-    return f"[{','.join(map(str, shape or [1]))}]{TYPES[tensor.elem_type]}"
+    return f"[{','.join(map(str, shape))}]{TYPES[tensor.elem_type]}"
 
 
 def run_pnnx(shapes: str) -> str:

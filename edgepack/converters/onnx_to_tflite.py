@@ -19,6 +19,7 @@ onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known
   pack ahead: such a MatMul becomes a Gemm, and that FULLY_CONNECTED;
 - it may move channels last, by rules of its own: inputs are told to keep their shape (``-kat``, a Transpose goes
   inside where it needs one), and outputs are compared with ONNX Runtime's to see what was done;
+- it makes custom operators of what it doesn't know: those that ONNX defines by others are written out (`expand`);
 - it may exit 0 with a file that nothing loads: the file is loaded and run here.
 """
 
@@ -34,6 +35,9 @@ import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 from onnx import numpy_helper
 
+sys.path.insert(0, str(Path(__file__).parent))
+from expand import expanded, with_plain_constants
+
 IR_VERSION = 10  # the newest that every pinned package here reads
 FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
 
@@ -42,6 +46,7 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out, scratch = Path(request["out"]), Path(request["scratch"])
     model = onnx.load(request["model"])
+    model = with_plain_constants(expanded(model))
     layers = rename(model)
     fold_filled_constants(model.graph)
     model.ir_version = min(model.ir_version, IR_VERSION)

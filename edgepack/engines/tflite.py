@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -149,6 +150,12 @@ class TFLite:
             )
             for index, (binding, spec) in enumerate(zip(artifact.outputs, model.outputs, strict=True)):
                 values = np.load(raw / f"{index}.npy", mmap_mode="r", allow_pickle=False)
+                if values[0].size != math.prod(spec.shape):
+                    raise VariantError(
+                        f"its output {spec.name!r} has the shape {values.shape[1:]} in what onnx2tf wrote, and "
+                        f"{spec.shape} in the source",
+                        "The shape depends on the values of an input. Make that input a constant of the model.",
+                    )
                 back = [artifacts.from_engine(value, binding, spec) for value in values]
                 np.save(out / f"{index}.npy", np.stack(back))
             return facts

@@ -22,6 +22,7 @@ from pathlib import Path
 from edgepack.errors import ModelError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+OPSET_IMPORT = 8  # of ModelProto
 DEEPEST = 100  # protobuf's own limit of nested messages
 KEYS = ("location", "offset", "length", "checksum")
 ONE_FILE = "Save the model in one file instead: onnx.save(onnx.load(FILE), NEW_FILE)."
@@ -68,12 +69,22 @@ def scan(path: Path) -> list[External]:
         return list(_tensors(data, 0, len(data), "model", 0))
 
 
-def lower_ir_version(path: Path, newest: int) -> None:
-    """Lower the container's version in place where it is above `newest`: exporters write their own newest one."""
+def lower_versions(path: Path, newest: int, newest_opset: int) -> None:
+    """Lower the container's version and the opset in place where they are above `newest` and `newest_opset`.
+
+    Exporters write their own newest ones. Whether the operators are the same at the lower opset is not asked here.
+    """
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as data:
         for number, wire, first, last in _fields(data, 0, len(data)):
             if number == 1 and wire == VARINT and last - first == 1 and data[first] > newest:
                 data[first] = newest
+            if number == OPSET_IMPORT and wire == BYTES:
+                entry = {number: (wire, first, last) for number, wire, first, last in _fields(data, first, last)}
+                _, start, end = entry.get(1, (BYTES, 0, 0))
+                kind, first, last = entry.get(2, (BYTES, 0, 0))
+                one_byte = kind == VARINT and last - first == 1
+                if data[start:end] in (b"", b"ai.onnx") and one_byte and data[first] > newest_opset:
+                    data[first] = newest_opset
 
 
 def check(found: list[External], folder: Path) -> list[str]:

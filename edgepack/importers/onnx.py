@@ -18,6 +18,7 @@ from edgepack.types import Model
 
 SMALLEST = 16  # bytes; a graph with one node and one output takes more
 NEWEST_IR = 13  # onnxruntime 1.31.1 refuses newer ones, and onnx 1.23 writes 14
+NEWEST_OPSET = 26  # as import_onnx has it; it has checked that the operators are the same there
 WANTED = "an ONNX model"
 
 
@@ -56,7 +57,7 @@ class OnnxImporter:
         """Run the file as it is, without graph optimisations, with onnxruntime."""
         with staging.staged(out) as folder:
             copy = self._copy(source, options, folder)
-            external.lower_ir_version(copy, NEWEST_IR)
+            external.lower_versions(copy, NEWEST_IR, NEWEST_OPSET)
             request = {
                 "files": [str(copy)],
                 "inputs": [spec.name for spec in model.inputs],

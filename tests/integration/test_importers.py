@@ -229,7 +229,12 @@ def test_a_new_opset_is_kept(tmp_path: Path, opset: int) -> None:
     assert from_onnx(tmp_path, model, x=(1, 3, 8, 8)).agrees().model.opset == opset
 
 
-@pytest.mark.parametrize(("opset", "word"), [(6, "older"), (27, "newer"), (99, "newer")])
+@pytest.mark.parametrize("opset", [27, 28])
+def test_a_newer_opset_with_unchanged_operators_is_taken_as_the_newest_known_one(tmp_path: Path, opset: int) -> None:
+    assert from_onnx(tmp_path, convolution(opset), x=(1, 3, 8, 8)).agrees().model.opset == 26
+
+
+@pytest.mark.parametrize(("opset", "word"), [(6, "older"), (99, "newer")])
 def test_an_opset_that_no_tool_knows_is_refused_with_the_range(tmp_path: Path, opset: int, word: str) -> None:
     error = refused(tmp_path, convolution(opset), x=(1, 3, 8, 8))
     assert error.id == "EP307"
@@ -366,6 +371,22 @@ def test_a_graph_that_is_not_valid_is_refused(tmp_path: Path) -> None:
     model = make([helper.make_node("Relu", ["nowhere"], ["y"])], [value("x", [1])], [value("y", [1])])
     error = refused(tmp_path, model)
     assert error.id == "EP303" and "nowhere" in error.message
+
+
+def test_nodes_in_no_order_are_sorted(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Tanh", ["x"], ["a"])]
+    from_onnx(tmp_path, make(nodes, [value("x", [1, 4])], [value("y", [1, 4])])).agrees()
+
+
+def test_nodes_that_wait_for_each_other_are_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="second"),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    error = refused(tmp_path, make(nodes, [value("x", [1, 4])], [value("y", [1, 4])]))
+    assert error.id == "EP303"
+    assert "cycle" in error.message and "'first'" in error.message and "'second'" in error.message
 
 
 def test_a_damaged_name_is_refused(tmp_path: Path) -> None:

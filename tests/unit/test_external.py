@@ -288,10 +288,10 @@ def test_the_containers_version_is_lowered_in_place_and_nothing_else_changes(fol
     content = model()
     content.ir_version = 14
     path = saved(folder, content)
-    external.lower_ir_version(path, 13)
+    external.lower_versions(path, 13, 99)
     content.ir_version = 13
     assert path.read_bytes() == content.SerializeToString()
-    external.lower_ir_version(path, 20)
+    external.lower_versions(path, 20, 99)
     assert path.read_bytes() == content.SerializeToString()
 
 

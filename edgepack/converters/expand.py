@@ -1,0 +1,112 @@
+"""Operators that ONNX defines by other operators, written out for a converter that doesn't know them."""
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx.reference import ReferenceEvaluator
+
+LARGEST = 1 << 20  # bytes of a constant that is folded
+
+# None of these has a form in onnx2tf 2.6.9 (it makes custom operators of them) or in ncnn.
+EXPANDED = (
+    "AffineGrid",
+    "Attention",
+    "BlackmanWindow",
+    "Celu",
+    "CenterCropPad",
+    "GroupNormalization",
+    "HammingWindow",
+    "HannWindow",
+    "MeanVarianceNormalization",
+    "NegativeLogLikelihoodLoss",
+    "RMSNormalization",
+    "RotaryEmbedding",
+    "Shrink",
+    "SoftmaxCrossEntropyLoss",
+    "Swish",
+    "ThresholdedRelu",
+)
+
+
+def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with those operators written out; as it is when there are none, or onnx has no definition."""
+    wanted = sorted({node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} & set(EXPANDED))
+    if wanted:
+        model = typed(model)
+    for name in wanted:
+        try:
+            found = onnx.inliner.inline_selected_functions(model, [("", name)], inline_schema_functions=True)
+            onnx.checker.check_model(found)
+            model = found
+        except Exception as error:  # the converter then says what it can't do
+            print(f"{name} can't be written out: {error}")
+    return folded(model) if wanted else model
+
+
+def with_plain_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, with every Constant's number or list of numbers as a tensor: converters know only that form."""
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name in kinds:
+            found = node.attribute[0]
+            array = np.array(onnx.helper.get_attribute_value(found), kinds[found.name])
+            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(array)))
+    return model
+
+
+def typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that says the type of every tensor: the inliner asks for those of weights, too."""
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    described = {value.name for value in (*model.graph.input, *model.graph.value_info)}
+    for tensor in model.graph.initializer:
+        if tensor.name not in described:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            model.graph.value_info.append(value)
+    return model
+
+
+def folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with what its definitions compute from shapes and constants as constants."""
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    graph, rest = model.graph, []
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.value_info)}
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    surface = {value.name for value in graph.output}
+    for node in graph.node:
+        made = None
+        try:
+            if surface & set(node.output):
+                pass
+            elif node.op_type == "Shape" and not node.attribute and 0 not in shapes.get(node.input[0], [0]):
+                made = [np.array(shapes[node.input[0]], np.int64)]
+            elif all(name in known or not name for name in node.input) and not has_graph(node):
+                made = evaluated(model, node, {name: known[name] for name in node.input if name})
+        except Exception as error:  # it stays a node
+            print(f"{node.op_type} can't be folded: {error}")
+        if made is None or sum(np.asarray(array).nbytes for array in made) > LARGEST:
+            rest.append(node)
+            continue
+        for name, array in zip(node.output, made, strict=False):
+            known[name] = np.asarray(array)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(rest)
+    used = {name for node in rest for name in node.input} | surface
+    graph.initializer.extend(onnx.numpy_helper.from_array(known[name], name) for name in known if name in used)
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def evaluated(model: onnx.ModelProto, node: onnx.NodeProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What one node makes of constants, by ONNX's reference evaluator."""
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feeds.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    graph = onnx.helper.make_graph([node], "one", inputs, outputs)
+    alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=10)
+    return ReferenceEvaluator(alone).run(None, feeds)
+
+
+def has_graph(node: onnx.NodeProto) -> bool:
+    """Whether a node holds a graph: a branch or a loop."""
+    return any(a.HasField("g") for a in node.attribute)
