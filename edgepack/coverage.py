@@ -125,19 +125,18 @@ def _in_float(engine: str, model: Model) -> list[Finding]:
     """What computes in float32 at INT8, by operator, with the first node of each."""
     import onnx
 
-    wanted = operators.stays_float(engine, model.operators)
     nodes: dict[str, list[str]] = defaultdict(list)
-    for node in onnx.load(model.path, load_external_data=False).graph.node if wanted else ():
+    for node in onnx.load(model.path, load_external_data=False).graph.node:
         nodes[node.op_type].append(node.name or (node.output[0] if node.output else ""))
     return [
         Finding(
             effect="float",
-            node=nodes[op][0] if nodes[op] else "",
+            node=nodes[op][0],
             op=op,
             reason=f"{engine} has no INT8 form of it: it computes in float32",
-            count=max(len(nodes[op]), 1),
+            count=len(nodes[op]),
         )
-        for op in wanted
+        for op in operators.stays_float(engine, nodes)
     ]
 
 

@@ -44,6 +44,7 @@ LIFTED = 17  # what every engine's converter reads
 NEWEST = 26  # onnxruntime 1.31.1 (checked by a test); opsets it doesn't know it runs by chance or not at all
 IR_VERSION = 10  # the container's version; every tool here reads it, and newer ones add nothing that is used
 ONE_FILE = 2 << 30  # protobuf's limit
+LARGE = 1 << 20  # bytes; shapes and axes are smaller
 STANDARD = ("", "ai.onnx")
 RUNNABLE = (*STANDARD, "ai.onnx.ml", "com.microsoft")  # domains that onnxruntime has kernels for
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -341,10 +342,19 @@ def infer(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in model.graph.output:
         if value.type.WhichOneof("value") == "tensor_type" and not fixed(axes(value)):
             value.type.tensor_type.ClearField("shape")
+    # Inference makes several copies of a model, and never looks into large weights: they are set aside meanwhile.
+    weights = {t.name: t.raw_data for t in model.graph.initializer if len(t.raw_data) > LARGE}
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.ClearField("raw_data")
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return model  # what a kernel produces is asked of onnxruntime below
+        inferred = model  # what a kernel produces is asked of onnxruntime below
+    for tensor in inferred.graph.initializer:
+        if tensor.name in weights:
+            tensor.raw_data = weights.pop(tensor.name)
+    return inferred
 
 
 def resolve_outputs(model: onnx.ModelProto) -> None:

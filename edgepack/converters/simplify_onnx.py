@@ -35,8 +35,9 @@ def main() -> None:
     model = onnx.load(request["model"])
     before, size = len(model.graph.node), model.ByteSize()
     simplified = simplify(model)
+    del model
     if simplified.ByteSize() > GROWTH * size:
-        simplified = simplify(model, tensor_size_threshold=SMALL)
+        simplified = simplify(onnx.load(request["model"]), tensor_size_threshold=SMALL)
     out = Path(request["out"])
     onnx.save(simplified, out / "model.onnx")
     result = {"nodes_before": before, "nodes_after": len(simplified.graph.node), "onnxsim": onnxsim.__version__}
@@ -45,13 +46,11 @@ def main() -> None:
 
 def simplify(model: onnx.ModelProto, **options: object) -> onnx.ModelProto:
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     if opset < OLDEST_OPSET:
         options["target_opset_version"] = OLDEST_OPSET
     try:
         # check_n=0: outputs are compared by the caller, on real samples.
-        simplified, ok = onnxsim.simplify(copy, check_n=0, **options)
+        simplified, ok = onnxsim.simplify(model, check_n=0, **options)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise SystemExit(f"onnxsim can't simplify this model: {lines[0][:300]}") from error
