@@ -53,4 +53,4 @@ def _family(reason: str) -> str:
     text = re.sub(r"^The converter \w+ failed: ", "", text)
     text = re.sub(r"(/[\w.-]+){2,}", "FILE", text)
     text = re.sub(r"'[^']*'", "'...'", text)
-    return re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "N", text)[:140]
+    return re.sub(r"(?<![A-Za-z])\d+(\.\d+)?(e[+-]\d+)?", "N", text)[:140]
