@@ -41,8 +41,8 @@ Written by `benchmarks/int8.py`; `benchmarks/README.md` says how to run it again
 One streaming pass over the calibration samples gives every quantizer a histogram per activation and the means of its
 channels. From these come
 
-- **ranges** of the least squared error (ONNX Runtime, LiteRT; where the outputs on the calibration samples are
-  clearly closer with another rule, that one), of the 99.99th percentile (ncnn);
+- **ranges** of the least squared error (where the outputs on the calibration samples are
+  clearly closer with another rule, that one);
 - **weights** in int8, symmetric, with a scale per output channel, and
 - **bias correction**: what rounding the weights does to the mean of each output channel is taken out of the bias
   (Nagel et al. 2019, arXiv:1906.04721, section 4.2). It is worth 6 to 7 dB on EfficientNet-Lite0 and costs nothing on
