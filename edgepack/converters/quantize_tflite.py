@@ -59,7 +59,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from activations import Seen
 from tflite_fp16 import fp16
 from tflite_rounding import optimise
-from tflite_running import calibrate, feeds, load, one_line, signal_to_noise, signature
+from tflite_running import calibrate, feeds, load, one_line, signal_to_noise, signature, signed
 from tflite_weights import Chosen, Layer, correct, weighted
 
 RANGES = ("mse", "percentile", "minmax")  # tried in this order
@@ -87,6 +87,7 @@ def main() -> None:
     out = Path(request["out"])
     facts: dict = {}
     try:
+        request["model"] = signed(request["model"], Path(request["scratch"]))
         data = fp16(request["model"]) if request["precision"] == "fp16" else int8(request, facts)
     except Exception as error:
         raise SystemExit(f"ai-edge-quantizer can't quantize this model: {one_line(error)}") from error

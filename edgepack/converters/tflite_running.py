@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from activations import Seen, room, rows
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
 JUDGED = 32  # calibration samples that decide between candidates
@@ -87,6 +89,29 @@ def load(data: bytes) -> Interpreter:
     except Exception as error:
         raise SystemExit(f"what ai-edge-quantizer wrote cannot be loaded by LiteRT: {one_line(error)}") from error
     return interpreter
+
+
+def signed(model: str, scratch: Path) -> str:
+    """The file, or where it names no signature, as older converters leave it, a copy that does: the quantizer asks."""
+    if Interpreter(model).get_signature_list():
+        return model
+    flat = tfl_flatbuffer_utils.read_model(model)
+    graph, made = flat.subgraphs[0], schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = b"serving_default", 0
+    made.inputs, made.outputs = (
+        [named(graph, index) for index in indices] for indices in (graph.inputs, graph.outputs)
+    )
+    flat.signatureDefs = [made]
+    path = scratch / "signed.tflite"
+    path.write_bytes(flatbuffer_utils.convert_object_to_bytearray(flat))
+    return str(path)
+
+
+def named(graph: schema.SubGraphT, index: int) -> schema.TensorMapT:
+    """A tensor of the surface under its own name."""
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = graph.tensors[index].name, index
+    return entry
 
 
 def signature(model: str) -> str:
