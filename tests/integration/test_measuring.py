@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -223,6 +223,15 @@ def running(tmp_path: Path) -> bool:
     return pid.exists() and bool(pid.read_text().strip())
 
 
+@pytest.fixture
+def hangups_arrive() -> Iterator[None]:
+    """Under nohup they are ignored, and every child inherits that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups_arrive")
 @pytest.mark.parametrize("how", ["kill -9 of the group", "kill -9 of the script alone", "TERM", "HUP"])
 def test_a_script_that_is_ended_leaves_the_clocks_as_they_were(
     how: str, board: Callable[..., Place], tmp_path: Path
