@@ -17,17 +17,17 @@ FLOAT = TensorProto.FLOAT
 
 
 def quantized(path: Path) -> Path:
-    """A convolution behind a QuantizeLinear pair, which ncnn takes no part of."""
+    """A convolution in integers, which ncnn takes no part of."""
     held = {
-        "scale": np.float32(0.02),
-        "zero": np.int8(0),
-        "w": np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32),
+        "w": np.random.default_rng(1).integers(0, 256, (4, 3, 3, 3), np.uint8),
+        "zero": np.uint8(128),
     }
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="into int8"),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], name="out of int8"),
-        helper.make_node("Conv", ["d", "w"], ["c"], name="conv", pads=[1, 1, 1, 1]),
-        helper.make_node("Softmax", ["c"], ["y"], name="soft", axis=1),
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "z"], name="into integers"),
+        helper.make_node("ConvInteger", ["q", "w", "z", "zero"], ["i"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Cast", ["i"], ["f"], name="cast", to=FLOAT),
+        helper.make_node("Mul", ["f", "scale"], ["m"], name="out of integers"),
+        helper.make_node("Softmax", ["m"], ["y"], name="soft", axis=1),
     ]
     graph = helper.make_graph(
         nodes,
@@ -52,7 +52,7 @@ def test_check_names_engine_operator_node_and_cure_and_build_says_the_same(tmp_p
     assert "calibration" in rows["onnxruntime-int8"]["findings"][0]["reason"]
     assert rows["ncnn-fp32"]["answer"] == "no"
     first = rows["ncnn-fp32"]["findings"][0]
-    assert (first["op"], first["effect"], first["opset"]) == ("QuantizeLinear", "refused", document["opset"])
+    assert (first["op"], first["effect"], first["opset"]) == ("ConvInteger", "refused", document["opset"])
     assert first["node"] and first["hint"]
     assert not (tmp_path / "out").exists()
     built = CliRunner().invoke(
@@ -68,4 +68,4 @@ def test_check_of_a_model_that_nothing_can_build_exits_3(tmp_path: Path) -> None
     words = [str(model), "-t", "rk3588", "--engine", "ncnn", "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(cli, ["check", *words], catch_exceptions=False)
     assert done.exit_code == 3
-    assert "ncnn has its own INT8 layers" in done.output
+    assert "ncnn takes quantized ONNX only as" in done.output
