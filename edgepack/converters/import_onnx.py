@@ -37,6 +37,7 @@ from google.protobuf.message import DecodeError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from node_order import Cycle, sort_nodes
+from surface import Refused, usage
 
 OLDEST = 7  # the version converter lifts from here
 ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer than this is kept as it is
@@ -50,14 +51,6 @@ RUNNABLE = (*STANDARD, "ai.onnx.ml", "com.microsoft")  # domains that onnxruntim
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 DTYPES = (*DTYPES, "float16", "float32", "float64")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
-
-
-class Refused(Exception):
-    """What the user is told. ``kind`` is ``model`` or ``usage``."""
-
-    def __init__(self, message: str, hint: str, id: str = "EP301", kind: str = "model") -> None:
-        super().__init__(message)
-        self.entry = {"kind": kind, "id": id, "message": visible(message), "hint": visible(hint)}
 
 
 def main() -> None:
@@ -538,11 +531,6 @@ def every_tensor(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto
                     yield node.output[0], attribute.sparse_tensor.values
 
 
-def visible(text: str) -> str:
-    """Text with every character that a terminal would act on replaced by its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def quoted(text: str) -> str:
     """One word for a shell; bash's $'...' where a name holds characters that can't be typed."""
     if text.isprintable():
@@ -553,10 +541,6 @@ def quoted(text: str) -> str:
 
 def label(node: onnx.NodeProto) -> str:
     return repr(node.name) if node.name else f"that makes {node.output[0]!r}" if node.output else "without a name"
-
-
-def usage(message: str, hint: str) -> Refused:
-    return Refused(message, hint, "EP211", "usage")
 
 
 def one_line(error: Exception) -> str:
