@@ -283,3 +283,31 @@ def test_a_bundles_own_word_on_int8_needs_no_model(tmp_path: Path) -> None:
 
     assert "effort normal, ranges mse" in text and "c\\x1b" in text and "21.0 dB" in text
     assert json.loads((tmp_path / "manifest.json").read_text())["variants"][0]["name"] == "ncnn-int8"
+
+
+SCRIPTS = {
+    "ncnn": ("onnx_to_ncnn", "quantize_ncnn", "run_ncnn"),
+    "tflite": ("onnx_to_tflite", "quantize_tflite", "run_tflite"),
+}
+
+
+@pytest.mark.parametrize("engine", ["ncnn", "tflite"])
+def test_another_engines_own_layers_stand_beside_the_simulated_ones(folder: Path, store: Cache, engine: str) -> None:
+    try:
+        for script in SCRIPTS[engine]:
+            converter.environment(script)
+    except ToolMissing as error:
+        missing(f"{error} ({error.hint})")
+    asked = plan.make_plan(
+        str(folder / "net.onnx"), config.load_target("rk3588"), calibration=folder / "calib.npz", engines=[engine],
+        precisions=[Precision.INT8], int8=FAST, output=folder,
+    )  # fmt: skip
+    facts, views = explaining.of_model(asked, store, None)
+    layers = {layer.layer: layer for layer in views[engine].layers}
+    first, broken = layers["c1"], layers[BROKEN]
+
+    assert facts["engines"][engine]["layers"].keys() >= {"c1", BROKEN, "c3", "c4", "scores"}
+    assert first.kernel_db is not None and broken.kernel_db is not None
+    assert first.how == broken.how == "int8" and first.kernel_db > 30.0 > broken.kernel_db
+    assert first.low is not None and first.lowest is not None and first.low == pytest.approx(first.lowest, rel=0.2)
+    assert engine in explaining.text(facts, views, 0)
