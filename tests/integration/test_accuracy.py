@@ -112,7 +112,7 @@ def made(chosen: BuildPlan, store: Cache) -> tuple[settling.Maker, Any]:
         samples=found,
         reference=reference,
         base=None,
-        data=evaluation.prepare(chosen, store, model),
+        data=evaluation.prepare(chosen, store, model, found),
     )
     return maker, maker.export(chosen.int8)
 
@@ -186,6 +186,22 @@ def test_a_gate_that_no_layer_in_float_can_reach_says_what_was_tried(folder: Pat
         settling.settle(maker, exported)
 
 
+def test_evaluation_with_the_calibration_data_is_told_every_time(
+    folder: Path, store: Cache, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = np.load(folder / "calib.npz")
+    fresh = np.load(folder / "eval.npz")
+    np.savez(folder / "mixed.npz", image=np.concatenate([fresh["image"][:5], given["image"][:1] * np.float32(1.001)]))
+    said = []
+    for data in ("calib.npz", "mixed.npz", "mixed.npz", "eval.npz"):
+        made(planned(folder, metric="top1", max_drop=100.0, data=folder / data), store)
+        said.append(capfd.readouterr().err)
+
+    assert f"evaluation samples of {folder / 'calib.npz'} are also in the calibration set" in said[0]
+    assert all("1 of the 6 evaluation samples" in text and "sample 5 and sample 0" in text for text in said[1:3])
+    assert "evaluation samples" not in said[3]
+
+
 def test_evaluation_in_pieces_gives_the_same_outputs(
     folder: Path, store: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,7 +209,7 @@ def test_evaluation_in_pieces_gives_the_same_outputs(
     maker, _ = made(chosen, store)
     assert maker.data is not None
     monkeypatch.setattr(evaluation, "CHUNK", 40_000)
-    in_pieces = evaluation.prepare(chosen, Cache(tmp_path / "cache"), maker.model)
+    in_pieces = evaluation.prepare(chosen, Cache(tmp_path / "cache"), maker.model, maker.samples)
 
     assert in_pieces is not None and in_pieces.reference.digest == maker.data.reference.digest
 
