@@ -234,6 +234,9 @@ def nothing(reference, outputs, labels):
 def not_a_number(reference, outputs, labels):
     return np.float32("nan")
 
+def text(reference, outputs, labels):
+    return "0.9"
+
 def needs_labels(reference, outputs, labels):
     return len(labels) and int(labels.sum())
 """
@@ -245,6 +248,7 @@ def needs_labels(reference, outputs, labels):
         ("raises", r"raised KeyError: 'boxes\\x1b\[31m' \(own_metric.py, line 10\)"),
         ("exits", "raised SystemExit"),
         ("nothing", "returned NoneType, not a number"),
+        ("text", "returned str, not a number"),
         ("not_a_number", "returned nan, which can't be compared"),
         ("absent", "has no function 'absent'"),
     ],
