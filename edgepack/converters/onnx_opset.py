@@ -25,6 +25,9 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
         raise Refused(
             f"{name} holds no graph: it is cut off or was never finished.", "Export the model again.", "EP303"
         )
+    if opset == 0 and model.opset_import and not any(n.domain in STANDARD for n in every_node(model)):
+        model.opset_import.append(onnx.helper.make_opsetid("", LIFTED))  # nothing asks for it, but tools do
+        return LIFTED
     if opset == 0:
         raise Refused(
             f"{name} doesn't say which opset it uses: it is cut off or damaged.", "Export the model again.", "EP303"
@@ -50,16 +53,34 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
 
 
 def changed_since(known: int, model: onnx.ModelProto, opset: int) -> list[str]:
-    """Standard operators of the model whose definition at `opset` is newer than `known`, sorted."""
-    found = set()
-    for node in every_node(model):
-        if node.domain in STANDARD:
-            try:
-                if onnx.defs.get_schema(node.op_type, opset, "").since_version > known:
-                    found.add(node.op_type)
-            except onnx.defs.SchemaError:
-                found.add(node.op_type)
-    return sorted(found)
+    """Standard operators of the model that are defined otherwise at `opset` than at `known`, sorted."""
+    names = {node.op_type for node in every_node(model) if node.domain in STANDARD}
+    return sorted(name for name in names if definition(name, opset) is None or not same(name, known, opset))
+
+
+def definition(name: str, opset: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(name, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+
+
+def same(name: str, known: int, opset: int) -> bool:
+    """Whether an operator means the same at both opsets: every word of its definition, types aside.
+
+    Most newer versions only add types; what the known one doesn't take, the checker and onnxruntime then refuse.
+    """
+    before, after = definition(name, known), definition(name, opset)
+    return before is not None and after is not None and meaning(before) == meaning(after)
+
+
+def meaning(schema: onnx.defs.OpSchema) -> tuple:
+    attributes = {
+        key: (value.type, value.required, str(value.default_value), value.description)
+        for key, value in schema.attributes.items()
+    }
+    surface = [(value.name, value.option, value.description) for value in (*schema.inputs, *schema.outputs)]
+    return schema.doc, attributes, surface
 
 
 def lift(model: onnx.ModelProto, opset: int, notes: list[str]) -> onnx.ModelProto:
