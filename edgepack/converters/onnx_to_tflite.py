@@ -234,13 +234,23 @@ def flatten_products(graph: onnx.GraphProto) -> None:
 
 
 def describe(source: Path, made: Path, inputs: list, outputs: list[str]) -> dict[str, Any]:
-    """How each source tensor appears in the file, and how far off outputs are, by a run of both on one random input."""
+    """How each source tensor appears in the file, and how far off outputs are, by a run of both on made-up inputs."""
+    first = None
+    for probe in (noise, ones):  # zeros may be divisors or sizes
+        try:
+            feed = {value.name: probe(value, index) for index, value in enumerate(inputs)}
+            return described(source, made, feed, outputs)
+        except SystemExit as error:
+            first = first or error
+    raise first
+
+
+def described(source: Path, made: Path, feed: dict[str, np.ndarray], outputs: list[str]) -> dict[str, Any]:
     try:
         interpreter = Interpreter(str(made), num_threads=1)
         interpreter.allocate_tensors()
     except Exception as error:
         raise SystemExit(f"what onnx2tf wrote cannot be loaded by LiteRT: {one_line(error)}") from error
-    feed = {value.name: probe(value, index) for index, value in enumerate(inputs)}
     there = {detail["name"]: detail for detail in interpreter.get_input_details()}
     bound_inputs = []
     for name, value in feed.items():
@@ -257,10 +267,10 @@ def describe(source: Path, made: Path, inputs: list, outputs: list[str]) -> dict
         interpreter.invoke()
     except Exception as error:
         raise SystemExit(f"what onnx2tf wrote cannot be run by LiteRT: {one_line(error)}") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-    wanted = session.run(outputs, feed)
+    try:
+        wanted = computed(source, feed, outputs)
+    except Exception as error:
+        raise SystemExit(f"ONNX Runtime can't run the model on made-up inputs: {one_line(error)}") from error
     details = interpreter.get_output_details()
     named = {detail["name"]: detail for detail in details}
     if len(details) != len(outputs):
@@ -288,7 +298,20 @@ def orders(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[int, 
     return [perm for perm in every if tuple(source[axis] for axis in perm) == tuple(target)]
 
 
-def probe(value: onnx.ValueInfoProto, seed: int) -> np.ndarray:
+def computed(source: Path, feed: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return session.run(outputs, feed)
+
+
+def ones(value: onnx.ValueInfoProto, seed: int) -> np.ndarray:
+    """`noise`, with 1 for every whole number."""
+    made = noise(value, seed)
+    return made if np.issubdtype(made.dtype, np.floating) else np.ones_like(made)
+
+
+def noise(value: onnx.ValueInfoProto, seed: int) -> np.ndarray:
     """Random values of the input's type; integers are 0 or 1, which every embedding table has."""
     kind = value.type.tensor_type
     shape = [dim.dim_value for dim in kind.shape.dim]
