@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--engine", action="append", default=[])
+    parser.add_argument("--engine", action="append", default=[], help="only these; none: import and passes alone")
     parser.add_argument("--bare", action="store_true", help="also the bare tools")
     parser.add_argument("--again", action="store_true", help="try models again that have a result")
     parser.add_argument("--prepared", action="store_true", help="take models that were imported before")
@@ -86,7 +86,8 @@ def main() -> None:
             continue
         work, kept = scratch / "work" / name, scratch / "prepared" / name
         case = scratch / "node" / name
-        found = examine(case, work, options.engine or ENGINES, bare=options.bare, kept=kept, again=not options.prepared)
+        engines = [e for e in ENGINES if e in (options.engine or ENGINES)]
+        found = examine(case, work, engines, bare=options.bare, kept=kept, again=not options.prepared)
         merged = {**known.get(name, {}), **found} if options.engine else found
         with results.open("a") as stream:
             stream.write(json.dumps({"name": name, **merged}) + "\n")
