@@ -112,9 +112,10 @@ def test_an_infinity_of_the_other_sign_or_a_number_in_its_place_is_wrong() -> No
         assert "infinite" in verdict(output, reference=reference).reason
 
 
-def test_where_the_source_has_nan_any_value_will_do() -> None:
+def test_nan_of_the_source_must_be_nan_and_hides_no_error_beside_it() -> None:
     reference = REFERENCE.copy()
     reference[0, 0, :4] = np.nan
 
-    assert verdict(np.nan_to_num(reference), reference=reference).passed
-    assert not verdict(-np.nan_to_num(reference), reference=reference).passed
+    assert verdict(reference.copy(), reference=reference).passed
+    assert not verdict(-reference, reference=reference).passed
+    assert not verdict(np.nan_to_num(reference), reference=reference).passed
