@@ -219,7 +219,8 @@ def prepare(case: Path, work: Path) -> Prepared:
         reference.mkdir()
         try:
             importer.reference(source, model, options, samples, reference)
-            break
+            if not count or not has_data or not strays(reference, len(model.outputs)):
+                break
         except EdgepackError:  # made-up indices may be out of range: a user gives samples of his own then
             if not count or not has_data:
                 raise
@@ -246,6 +247,13 @@ def prepare(case: Path, work: Path) -> Prepared:
         if json.loads((out / "facts.json").read_text())["kept"]:
             model = steps.read_model(Entry(path=out, digest="x", reused=False))
     return Prepared(model, samples, reference, total, wanted, note)
+
+
+def strays(reference: Path, outputs: int) -> bool:
+    """Whether the made-up samples alone give NaN: they are out of the operator's domain."""
+    arrays = [np.load(reference / f"{index}.npy") for index in range(outputs)]
+    nan = [np.isnan(array).reshape(len(array), -1).any(axis=1) for array in arrays if array.dtype.kind == "f"]
+    return any(rows[:-1].any() and not rows[-1] for rows in nan)
 
 
 def one_engine(name: str, prepared: Prepared, out: Path) -> dict[str, str]:
