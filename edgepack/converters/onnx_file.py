@@ -105,7 +105,7 @@ def place(tensor: onnx.TensorProto, where: Piece) -> None:
     tensor.ClearField("raw_data")
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", where.path.name), ("offset", where.offset), ("length", where.length)):
+    for key, value in (("location", where.path), ("offset", where.offset), ("length", where.length)):
         tensor.external_data.add(key=key, value=str(value))
 
 
