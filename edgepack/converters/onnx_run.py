@@ -17,7 +17,6 @@ def run_once(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nd
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # The weights that stay in their files.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path.cwd()))
-    options.add_session_config_entry("session.disable_prepacking", "1")  # a copy of the weights for one run
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         return [np.asarray(array) for array in session.run(None, feeds)]

@@ -115,13 +115,18 @@ def wide(name: str, dtype: type = np.float32) -> TensorProto:
 
 
 def graph_of(
-    nodes: list[onnx.NodeProto], inputs: dict[str, list[int]], outputs: dict[str, list[int]], *held: TensorProto
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[int]],
+    outputs: dict[str, list[int]],
+    *held: TensorProto,
+    opset: int = 17,
 ) -> onnx.ModelProto:
     values = [
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in part.items()] for part in (inputs, outputs)
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in part.items()]
+        for part in (inputs, outputs)
     ]
     graph = helper.make_graph(nodes, "g", *values, list(held))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
 def test_what_is_computed_from_a_large_weight_is_folded(tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_packed_weights_are_not_unpacked(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
     scale = numpy_helper.from_array(np.array(0.01, np.float32), "scale")
-    model = graph_of(nodes, {"x": [2, WIDE * 4]}, {"y": [2, WIDE]}, wide("q", np.int8), scale)
+    model = graph_of(nodes, {"x": [2, WIDE * 4]}, {"y": [2, WIDE]}, wide("q", np.int8), scale, opset=19)
     made = simplified(model, tmp_path)
     assert [node.op_type for node in made.graph.node] == ["DequantizeLinear", "MatMul"]
 
