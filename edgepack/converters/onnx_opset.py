@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.defs
+import onnx.shape_inference
 import onnx.version_converter
 from onnx_run import example_inputs, run_once
 from onnx_walk import STANDARD, every_node, one_line
@@ -12,6 +13,11 @@ from surface import Refused
 OLDEST = 7  # the version converter lifts from here
 ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer than this is kept as it is
 LIFTED = 17  # what every engine's converter reads
+# Operators whose newest form (27 or 28) differs from the one before only in that it takes more types or attributes.
+WIDENED = ("BitShift", "Cast", "Celu", "Compress", "DepthToSpace", "DequantizeLinear", "Einsum", "Mod", "OneHot")
+WIDENED = (*WIDENED, "QuantizeLinear", "Range", "ReduceLogSum", "ReduceLogSumExp", "ReverseSequence", "SpaceToDepth")
+WIDENED = (*WIDENED, "Unique")
+INTEGERS = {getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 NEWEST = 26  # onnxruntime 1.31.1 (checked by a test); opsets it doesn't know it runs by chance or not at all
 
 
@@ -25,16 +31,19 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
         raise Refused(
             f"{name} holds no graph: it is cut off or was never finished.", "Export the model again.", "EP303"
         )
+    others = {entry.domain for entry in model.opset_import}
+    if opset == 0 and others and all(node.domain in others for node in every_node(model)):
+        opset = LIFTED  # there is no standard operator in it
+        model.opset_import.add(domain="", version=opset)
     if opset == 0:
         raise Refused(
             f"{name} doesn't say which opset it uses: it is cut off or damaged.", "Export the model again.", "EP303"
         )
     newest = min(NEWEST, onnx.defs.onnx_opset_version())
-    changed = changed_since(newest, model, opset) if newest < opset <= onnx.defs.onnx_opset_version() else []
-    if newest < opset <= onnx.defs.onnx_opset_version() and not changed:
-        for entry in (*model.opset_import, *(entry for f in model.functions for entry in f.opset_import)):
-            if entry.domain in STANDARD:
-                entry.version = min(entry.version, newest)
+    readable = newest < opset <= onnx.defs.onnx_opset_version()
+    changed = changed_since(newest, model, opset) if readable else []
+    if readable and not changed:
+        stamp(model, newest)
         notes.append(f"The model says opset {opset}; its operators are the same at opset {newest}, and it is taken so.")
         return newest
     if opset > newest or opset < OLDEST:
@@ -50,16 +59,46 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
 
 
 def changed_since(known: int, model: onnx.ModelProto, opset: int) -> list[str]:
-    """Standard operators of the model whose definition at `opset` is newer than `known`, sorted."""
+    """Standard operators of the model that the definitions of opset `known` don't cover, sorted."""
+    found = {node.op_type for node in every_node(model) if node.domain in STANDARD and is_new(node, known, opset)}
+    widened = found & set(WIDENED)
+    return sorted(found - widened | (too_wide(widened, known, model) if widened else set()))
+
+
+def is_new(node: onnx.NodeProto, known: int, opset: int) -> bool:
+    try:
+        return onnx.defs.get_schema(node.op_type, opset, "").since_version > known
+    except onnx.defs.SchemaError:
+        return True
+
+
+def too_wide(names: set[str], known: int, model: onnx.ModelProto) -> set[str]:
+    """Which of these operators the model uses with a type or an attribute that they don't have at opset `known`."""
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(model)
+    stamp(lowered, known)
+    try:  # inference knows which types an operator takes
+        inferred = onnx.shape_inference.infer_shapes(lowered, check_type=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return names
+    types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *inferred.graph.value_info)}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     found = set()
     for node in every_node(model):
-        if node.domain in STANDARD:
-            try:
-                if onnx.defs.get_schema(node.op_type, opset, "").since_version > known:
-                    found.add(node.op_type)
-            except onnx.defs.SchemaError:
+        if node.domain in STANDARD and node.op_type in names:
+            schema = onnx.defs.get_schema(node.op_type, known, "")
+            added = any(attribute.name not in schema.attributes for attribute in node.attribute)
+            modulo = node.op_type == "Mod" and not any(a.name == "fmod" and a.i for a in node.attribute)
+            if added or (modulo and types.get(node.input[0]) not in INTEGERS):
                 found.add(node.op_type)
-    return sorted(found)
+    return found
+
+
+def stamp(model: onnx.ModelProto, opset: int) -> None:
+    """Say that the standard operators are those of `opset`, where a newer one is said."""
+    for entry in (*model.opset_import, *(entry for f in model.functions for entry in f.opset_import)):
+        if entry.domain in STANDARD:
+            entry.version = min(entry.version, opset)
 
 
 def lift(model: onnx.ModelProto, opset: int, notes: list[str]) -> onnx.ModelProto:
