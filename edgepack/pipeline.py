@@ -307,10 +307,10 @@ class Line:
             none.set_result(None)
             return none
 
-        def work(model: Model) -> evaluation.Evaluation | None:
-            return evaluation.prepare(self.plan, self.cache, model)
+        def work(model: Model, samples: steps.Samples) -> evaluation.Evaluation | None:
+            return evaluation.prepare(self.plan, self.cache, model, samples)
 
-        return self.graph.add("evaluation data", work, self.model, urgency=FIRST)
+        return self.graph.add("evaluation data", work, self.model, self.samples, urgency=FIRST)
 
     def _settle(self, variant: Variant) -> Future[Settled]:
         """Run the variant on the host, judge it, and repair INT8 that misses."""
