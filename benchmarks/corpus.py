@@ -170,7 +170,7 @@ def prepare(case: Path, work: Path) -> Prepared:
         wanted = [np.load(reference / f"{i}.npy")[-1] for i in range(len(wanted))]
     imported = work / "imported"
     imported.mkdir()
-    steps._run_onnx(model, samples, imported)
+    steps.infer(model, samples, imported)
     verdict = verify.judge(verify.compare(model.outputs, reference, imported), steps.IMPORT_BOUND, total)
     if not verdict.passed:
         raise Unsupported(f"import: {verdict.reason}")
@@ -181,7 +181,7 @@ def prepare(case: Path, work: Path) -> Prepared:
         gathered = steps.Samples(
             verify=samples, verify_digest="x", verify_count=total, synthetic=True, calibration=None
         )
-        steps._apply_pass(graph_pass, model, gathered, entry, out)
+        steps.apply_pass(graph_pass, model, gathered, entry, out)
         if json.loads((out / "facts.json").read_text())["kept"]:
             model = steps.read_model(Entry(path=out, digest="x", reused=False))
     return Prepared(model, samples, reference, total, wanted, note)
