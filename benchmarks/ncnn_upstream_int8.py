@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from agreement import agreement
 from prepared import Prepared, entries, outputs, prepare, slug
 
