@@ -18,7 +18,8 @@ integers wider than int8). A quantized ONNX model keeps its own scales.
 
 INT8: Convolution, ConvolutionDepthWise and InnerProduct get int8 weights with one scale per output channel (per group
 where the convolution is grouped) and one scale for their input blob; Gemm and MultiHeadAttention get int8 weights,
-and ncnn measures their inputs as it runs; everything else stays float. A blob between quantized convolutions is int8.
+and ncnn measures their inputs as it runs (`ncnn_dynamic`); so do the tables of Embed; everything else stays float. A
+blob between quantized convolutions is int8.
 
 Differences from upstream's tools:
 
@@ -49,9 +50,10 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would add in another order: oth
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from ncnn_dynamic import DYNAMIC
 from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, floats, locate, read_param, write_param
 from ncnn_half import halve
-from ncnn_int8 import DYNAMIC, Rounded, narrow, round_weights, shift_before, shift_float, write_layer
+from ncnn_int8 import Rounded, narrow, round_weights, shift_before, shift_float, write_layer
 from ncnn_names import given_coding, given_factors, match, nodes_of
 from ncnn_plan import Plan, products
 from ncnn_ranges import Coding, coding
@@ -216,7 +218,10 @@ class Quantizer:
                     layers.append(shift_before(layer, source))
                 parts.append(write_layer(layer, self.rounded[index], source, use, chained=chained))
             elif index in plan.dynamic and blocks:
-                parts.append(DYNAMIC[layer.type](layer, blocks, self.weights))
+                written = DYNAMIC[layer.type](layer, blocks, self.weights)
+                parts += [part for _, part in written]
+                layers += [each for each, _ in written]
+                continue
             elif made is not None and zero:
                 parts.append(shift_float(layer, blocks, self.weights, made))
             elif layer.name in plan.kept and blocks:

@@ -102,7 +102,7 @@ class TFLite:
             inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
             outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
             if precision is Precision.INT8:
-                facts = {**chosen(made), "float": made["float"]}
+                facts = {**chosen(made), "float": made["float"], "beside_xnnpack": made["beside_xnnpack"]}
         artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs, facts=facts))
 
     def _quantize(
