@@ -181,12 +181,12 @@ def candidates(layers: Sequence[Layer], most_macs: float) -> list[Layer]:
             break
         worth.append(layer)
         explained += layer.noise
-    order, macs = [], 0.0
-    for layer in sorted(worth, key=lambda layer: -layer.noise / cost(layer)):
+    fitting, macs = [], 0.0
+    for layer in sorted(worth, key=lambda layer: -layer.noise / (layer.macs + BORDER)):
         if macs + layer.macs <= most_macs:
-            order.append(layer)
+            fitting.append(layer)
             macs += layer.macs
-    return order
+    return sorted(fitting, key=lambda layer: -layer.noise / cost(layer))
 
 
 def kept(layer: Layer) -> KeptFloat:
