@@ -324,6 +324,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 def test_another_engines_own_layers_stand_beside_the_simulated_ones(folder: Path, store: Cache, engine: str) -> None:
     facts, views = explaining.of_model(planned(folder, engine), store, None)
+    assert "reason" not in facts["engines"][engine]
     layers = {layer.layer: layer for layer in views[engine].layers}
     first, broken = layers["c1"], layers[BROKEN]
 
