@@ -88,7 +88,7 @@ def prepare(plan: BuildPlan, cache: Cache, model: Model) -> Evaluation | None:
     step = Step(
         name="evaluation data",
         version="1",
-        title="prepare evaluation data",
+        title=f"prepare evaluation data{plan.where}",
         inputs={"data": _data_digest(spec.data)},
         params={
             "code": [plugins.module_digest(m.__name__) for m in (calibration, arrays)],
@@ -102,7 +102,7 @@ def prepare(plan: BuildPlan, cache: Cache, model: Model) -> Evaluation | None:
     step = Step(
         name="evaluate float",
         version="1",
-        title="run the float model on the evaluation data",
+        title=f"run the float model on the evaluation data{plan.where}",
         inputs={"model": model.digest, "data": entry.digest},
         params={"tool": converter.digest("run_onnxruntime")},
     )
