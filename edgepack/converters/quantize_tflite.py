@@ -142,7 +142,9 @@ def int8(request: dict, facts: dict) -> bytes:
     tried = recipes(scopes)
     if options["effort"] == "fast":
         return first(request, tried, rules[0], histograms, layers, facts)
-    best = search(request, tried, rules, histograms, layers, wanted, options["effort"])
+    # Where layers stay in float, a gate was missed that is higher than what is good for most.
+    good = dict.fromkeys(GOOD, GOOD["high"]) if kept else GOOD
+    best = search(request, tried, rules, histograms, layers, wanted, options["effort"], good)
     if best is None:
         raise ValueError("no recipe fits its operators")
     if options["effort"] == "high":
@@ -185,8 +187,9 @@ def search(
     layers: dict[bytes, Layer],
     wanted: list[list[np.ndarray]],
     effort: str,
+    good: dict[str, float],
 ) -> Try | None:
-    """The best recipe and rule; a later one must be clearly better."""
+    """The best recipe and rule; a later one must be clearly better. `good` is when no other recipe is tried."""
     best: Try | None = None
     for name, recipe in tried.items():
         for rule, data in candidates(request, recipe, rules, histograms, layers, {}):
@@ -198,7 +201,7 @@ def search(
                 best = Try(ratio, name, rule, data)
             if ratio < HOPELESS or best.ratio >= BEST[effort]:
                 break
-        enough = GOOD["normal" if name == "lean" else effort]  # `dynamic` isn't all integers: for want of better only
+        enough = good["normal" if name == "lean" else effort]  # `dynamic` isn't all integers: for want of better only
         if best is not None and best.ratio >= enough:
             break
     return best
