@@ -43,6 +43,7 @@ import json
 import os
 import sys
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would add in another order: other bytes from the same data
@@ -130,7 +131,13 @@ class Quantizer:
                 plan, tried["some layers in float"] = self.with_float(out, rule, reached)
         parts, layers = self.write(plan, rule)
         self.save(out, parts, layers)
-        return {**self.told(plan, layers), "ranges": rule, "tried": {k: round(v, 2) for k, v in tried.items()}}
+        codings = {name: self.form(plan, name, rule) for name in plan.readers}
+        return {
+            **self.told(plan, layers),
+            "codings": codings,
+            "ranges": rule,
+            "tried": {k: round(v, 2) for k, v in tried.items()},
+        }
 
     def all_given(self) -> bool:
         """Whether the model came with the ranges of all that is quantized."""
@@ -169,6 +176,13 @@ class Quantizer:
             if found.zero >= FAR:
                 return found
         return coding(self.blobs[blob], rule, shiftable=shiftable)
+
+    def form(self, plan: Plan, blob: str, rule: str) -> dict:
+        """How a blob that quantized layers read is held: "int8", "shifted" float, or "float" as it is."""
+        used, producer = self.coding(plan, blob, rule), plan.producers[blob]
+        chained = producer in plan.wanted and plan.chained(producer) is not None
+        shifted = bool(used.zero) and plan.shiftable(blob)
+        return {**asdict(used), "form": "int8" if chained else "shifted" if shifted else "float"}
 
     def with_float(self, out: Path, rule: str, ratio: float) -> tuple[Plan, float]:
         """The plan with those layers in float that gain most, as long as their share of work and weights is small.
