@@ -39,10 +39,12 @@ class Node:
 
     @property
     def inputs(self) -> list[str]:
+        """Its inputs' names; empty for those that aren't given."""
         return list(self.proto.input)
 
     @property
     def output(self) -> str:
+        """Its first output's name."""
         return self.proto.output[0]
 
     def input(self, index: int) -> str:
@@ -50,6 +52,7 @@ class Node:
         return self.proto.input[index] if index < len(self.proto.input) else ""
 
     def get(self, name: str, default: object = None) -> object:
+        """An attribute; text as str."""
         found = attribute(self.proto, name, default)
         return found.decode() if isinstance(found, bytes) else found
 
@@ -75,6 +78,7 @@ class Writer:
         return tuple(sizes)
 
     def constant(self, name: str) -> np.ndarray | None:
+        """A tensor's numbers; None when they are computed."""
         return self.graph.constants.get(name)
 
     def known(self, node: Node, index: int, what: str) -> np.ndarray | None:
@@ -182,6 +186,7 @@ class Writer:
     # Small layers that many forms use ----------------------------------------------------------------------------
 
     def unary(self, op: int, a: Blob) -> Blob:
+        """A UnaryOp by its number."""
         return self.layer("UnaryOp", [a], a.shape, {0: op})
 
     def scalar(self, op: int, a: Blob, number: float) -> Blob:

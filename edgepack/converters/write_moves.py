@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnx
 from ncnn_writer import Blob, Node, Refused, Shape, Writer, along, weight
 from write_elementwise import ABS, MUL, RSUB, SIGN, SUB, expand, negated
 
@@ -135,16 +136,18 @@ def strided(w: Writer, blob: Blob, axis: int, taken: range) -> Blob:
 def split(w: Writer, node: Node) -> None:
     shape = w.shape(node.input(0))
     view, axis = along(shape, int(node.get("axis", 0)))
-    sizes = [w.shape(name)[int(node.get("axis", 0))] for name in node.proto.output if name]
+    at = int(node.get("axis", 0))
+    names = [name for name in node.proto.output if 0 not in w.graph.shapes.get(name, [])]  # without empty parts
+    sizes = [w.shape(name)[at] for name in names]
     if sum(sizes) != view[axis]:
         raise Refused("some of its outputs aren't used")
     blob = w.view(w.blob(node.input(0)), view)
     if len(sizes) == 1:
-        w.give(node.output, blob)
+        w.give(names[0], blob)
         return
     shapes = [(*view[:axis], size, *view[axis + 1 :]) for size in sizes]
     parts = w.many("Slice", [blob], shapes, {0: sizes, 1: axis})
-    for name, part in zip(node.proto.output, parts, strict=True):
+    for name, part in zip(names, parts, strict=True):
         w.give(name, part)
 
 
@@ -262,10 +265,12 @@ def depth_to_space(w: Writer, node: Node) -> None:
 
 
 def space_to_depth(w: Writer, node: Node) -> None:
+    """Blocks of the grid become channels: before the old ones, or (CRD) inside each of them."""
     n, c, h, width = w.shape(node.input(0))
     size = int(node.get("blocksize"))
+    crd = node.get("mode", "DCR") == "CRD"
     shape = (n, c, h // size, size, width // size, size)
-    w.give(node.output, transposed(w, w.blob(node.input(0)), shape, (0, 3, 5, 1, 2, 4)))
+    w.give(node.output, transposed(w, w.blob(node.input(0)), shape, (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4)))
 
 
 # Lookups ---------------------------------------------------------------------------------------------------------
@@ -362,7 +367,11 @@ def _runs(index: list[int]) -> list[range]:
         end = start + 1
         while step != 0 and end < len(index) and index[end] - index[end - 1] == step:
             end += 1
-        found.append(range(index[start], index[end - 1] + (1 if step > 0 else -1), step) if end - start > 1 else range(index[start], index[start] + 1))
+        found.append(
+            range(index[start], index[end - 1] + (1 if step > 0 else -1), step)
+            if end - start > 1
+            else range(index[start], index[start] + 1)
+        )
         start = end
     return found
 
@@ -379,6 +388,35 @@ def one_hot_node(w: Writer, node: Node) -> None:
     hot = hot if (off, on) == (0.0, 1.0) else w.scalar(0, w.scalar(MUL, hot, on - off), off)
     perm = [*range(axis), len(shape), *range(axis, len(shape))]
     w.give(node.output, transposed(w, hot, (*shape, size), perm))
+
+
+def gather_elements(w: Writer, node: Node) -> None:
+    """Every place alone: the sum of what lies along the axis, times 1 where the place is."""
+    shape, wanted, axis = (
+        w.shape(node.input(0)),
+        w.shape(node.output),
+        int(node.get("axis", 0)) % len(w.shape(node.input(0))),
+    )
+    if any(m != n for at, (m, n) in enumerate(zip(shape, wanted, strict=True)) if at != axis):
+        raise Refused("its indices are for a part of the tensor")
+    before, after, size = math.prod(shape[:axis]), math.prod(shape[axis + 1 :]), shape[axis]
+    if math.prod(wanted) * size > _LARGEST_LOOKUP:
+        raise Refused("its indices are too many")
+    places = w.take(node.input(1), (before * wanted[axis] * after, 1))
+    hot = w.view(one_hot(w, places, size), (before, wanted[axis], after, size))
+    rows = transposed(w, w.blob(node.input(0)), (before, size, after), (0, 2, 1))
+    found = w.binary(MUL, hot, w.view(rows, (before, 1, after, size)))
+    last = w.view(found, (before * wanted[axis] * after, size))
+    w.give(node.output, w.layer("Reduction", [last], (last.shape[0], 1), {0: 0, 1: 0, 3: [1], 4: 1, 5: 1}))
+
+
+def constant(w: Writer, node: Node) -> None:
+    """A constant that is an output of the model."""
+    value = node.get("value")
+    if value is None:
+        raise Refused("it holds no tensor")
+    w.graph.constants[node.output] = onnx.numpy_helper.to_array(value)
+    w.blob(node.output)
 
 
 def triangle(w: Writer, node: Node) -> None:
@@ -404,6 +442,8 @@ OPERATORS: dict[str, Callable[[Writer, Node], None]] = {
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
     "Gather": gather,
+    "GatherElements": gather_elements,
+    "Constant": constant,
     "OneHot": one_hot_node,
     "Trilu": triangle,
 }

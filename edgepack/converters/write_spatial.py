@@ -10,12 +10,18 @@ import numpy as np
 import onnx
 from ncnn_writer import Blob, Node, Refused, Shape, Writer, raw, weight
 from onnx.reference import ReferenceEvaluator
-from write_elementwise import MUL, POW, SQRT, SQUARE
+from write_elementwise import MAX, MUL, POW, SQRT, raised
 from write_moves import cut, joined, transposed
 from write_products import product
 
 # Parameter ids by axis (w, h, d): kernel, dilation, stride, padding before and behind.
-_CONV = {"kernel": (1, 11, 21), "dilation": (2, 12, 22), "stride": (3, 13, 23), "before": (4, 14, 24), "behind": (15, 16, 17)}
+_CONV = {
+    "kernel": (1, 11, 21),
+    "dilation": (2, 12, 22),
+    "stride": (3, 13, 23),
+    "before": (4, 14, 24),
+    "behind": (15, 16, 17),
+}
 _POOL = {"kernel": (1, 11, 21), "stride": (2, 12, 22), "before": (3, 13, 23), "behind": (14, 15, 16)}
 
 
@@ -102,10 +108,11 @@ def deconv(w: Writer, node: Node) -> None:
     x, kernel = node.input(0), node.input(1)
     shape, sizes, after = w.shape(x), w.shape(kernel), w.shape(node.output)
     table, bias = w.constant(kernel), w.known(node, 2, "bias")
-    if table is None:
-        raise Refused("its weights are computed")
     window, group = Window(node, shape[2:], sizes[2:], made=after), int(node.get("group", 1))
-    spans = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(shape[2:], window.stride, window.kernel, window.dilation, strict=True)]
+    spans = [
+        (n - 1) * s + (k - 1) * d + 1
+        for n, s, k, d in zip(shape[2:], window.stride, window.kernel, window.dilation, strict=True)
+    ]
     extra = tuple(node.get("output_padding", (0,) * len(spans)))
     total = [span + more - size for span, more, size in zip(spans, extra, after[2:], strict=True)]
     before = list(window.before)
@@ -118,13 +125,21 @@ def deconv(w: Writer, node: Node) -> None:
     rank = len(window.kernel)
     if rank > 3:
         raise Refused("it has more than three axes and a batch")
-    grouped = table.reshape(group, sizes[0] // group, *sizes[1:]).swapaxes(1, 2)
     kind = ("DeconvolutionDepthWise" if group > 1 else "Deconvolution") + {1: "1D", 2: "", 3: "3D"}[rank]
     params: dict[int, object] = {0: sizes[1] * group, **window.params(_CONV), 5: int(bias is not None)}
-    params |= {6: table.size} | ({7: group} if group > 1 else {})
+    params |= {6: math.prod(sizes)} | ({7: group} if group > 1 else {})
     if many:
         result.insert(1, shape[0])
-    y = w.layer(kind, [held], tuple(result), params, weight(np.ascontiguousarray(grouped)), b"" if bias is None else raw(bias))
+    if table is not None:
+        grouped = table.reshape(group, sizes[0] // group, *sizes[1:]).swapaxes(1, 2)
+        weights = [weight(np.ascontiguousarray(grouped)), b"" if bias is None else raw(bias)]
+        y = w.layer(kind, [held], tuple(result), params, *weights)
+    elif group > 1 or rank > 2:
+        raise Refused("its weights are computed")
+    else:
+        bottoms = [held, w.take(kernel, sizes)]  # here ncnn has the input's channels first, as ONNX
+        bottoms += [] if bias is None else [w.memory(bias)]
+        y = w.layer(kind, bottoms, tuple(result), {**params, 28: 1})
     constant = np.zeros(sizes[1] * group, np.float32) if bias is None else bias
     for axis, (start, size, span) in enumerate(zip(before, after[2:], spans, strict=True), 2 if many else 1):
         y = cut(w, y, axis, start, min(start + size, span))
@@ -165,10 +180,9 @@ def pool(w: Writer, node: Node) -> None:
         p, count = int(node.get("p", 2)), math.prod(kernel)
         if spill:
             raise Refused("it rounds its size up")
-        powers = w.unary(0, x) if p % 2 else x
-        powers = powers if p == 1 else w.unary(SQUARE, x) if p == 2 else w.scalar(POW, powers, p)
+        powers = raised(w, w.unary(0, x), p)
         mean = _pooled(w, powers, window, y_shape, average=True, inside=True)
-        total = w.scalar(MUL, mean, count)
+        total = w.scalar(MAX, w.scalar(MUL, mean, count), 1e-37)
         y = total if p == 1 else w.unary(SQRT, total) if p == 2 else w.scalar(POW, total, 1 / p)
     elif not spill and (inside or max(window.before + window.behind) == 0):
         y = _pooled(w, x, window, y_shape, average=True, inside=True)
@@ -286,7 +300,10 @@ def _weights(w: Writer, node: Node, shape: Shape, after: Shape, axis: int, scale
         place = axis - (len(shape) - rank)
         feeds["roi"] = np.float32([0, region[place], 1, region[place + rank]])
         inputs[1] = "roi"
-    values = [onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for k, v in feeds.items()]
+    values = [
+        onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for k, v in feeds.items()
+    ]
     made = onnx.helper.make_node("Resize", inputs, ["y"], **attributes)
     graph = onnx.helper.make_graph([made], "one", values, [onnx.ValueInfoProto(name="y")])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=10)
@@ -298,7 +315,7 @@ def _weights(w: Writer, node: Node, shape: Shape, after: Shape, axis: int, scale
 
 def grid_sample(w: Writer, node: Node) -> None:
     shape, grid, after = w.shape(node.input(0)), w.shape(node.input(1)), w.shape(node.output)
-    modes = {"nearest": 1, "linear": 2, "bilinear": 2, "cubic": 3, "bicubic": 3}
+    modes = {"linear": 1, "bilinear": 1, "nearest": 2, "cubic": 3, "bicubic": 3}  # ncnn's page has 1 and 2 swapped
     edges = {"zeros": 1, "border": 2, "reflection": 3}
     if len(shape) not in (4, 5):
         raise Refused("ncnn samples grids of two or three axes")
