@@ -2,16 +2,18 @@
 
 import numpy as np
 import onnx
-import onnx.checker
 import onnx.defs
+import onnx.helper
 import onnx.shape_inference
 import onnx.version_converter
+from onnx_checks import check_form
 from onnx_run import example_inputs, run_once
 from onnx_walk import STANDARD, every_node, one_line
 from surface import Refused
 
 OLDEST = 7  # the version converter lifts from here
 ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer than this is kept as it is
+RESIZE_CHOOSES = 11  # how it counts and rounds
 LIFTED = 17  # what every engine's converter reads
 # Operators whose newest form (27 or 28) differs from the one before only in that it takes more types or attributes.
 WIDENED = ("BitShift", "Cast", "Celu", "Compress", "DepthToSpace", "DequantizeLinear", "Einsum", "Mod", "OneHot")
@@ -104,10 +106,13 @@ def stamp(model: onnx.ModelProto, opset: int) -> None:
 def lift(model: onnx.ModelProto, opset: int, notes: list[str]) -> onnx.ModelProto:
     """The model at opset 17, or 13; as it is when the version converter fails or changes what it computes."""
     why = ""
+    prepared = with_flat_hardmax(model)
     for wanted in (LIFTED, ENOUGH):
         try:
-            lifted = onnx.version_converter.convert_version(model, wanted)
-            onnx.checker.check_model(lifted)
+            lifted = onnx.version_converter.convert_version(prepared, wanted)
+            if opset < RESIZE_CHOOSES:
+                keep_resize(lifted)
+            check_form(lifted)
             difference = compare(model, lifted)
         except Exception as error:  # the converter raises whatever its C++ adapters do
             why = why or one_line(error)
@@ -117,6 +122,43 @@ def lift(model: onnx.ModelProto, opset: int, notes: list[str]) -> onnx.ModelProt
         why = why or difference
     notes.append(f"The model stays at opset {opset}: lifting it to {LIFTED} failed ({why}).")
     return model
+
+
+def with_flat_hardmax(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Before opset 13 Hardmax saw a matrix, which the version converter does for Softmax and forgets here."""
+    if not any(node.op_type == "Hardmax" for node in model.graph.node):
+        return model
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    nodes = list(changed.graph.node)
+    del changed.graph.node[:]
+    for node in nodes:
+        if node.op_type == "Hardmax" and node.domain in STANDARD:
+            taken, made = node.input[0], node.output[0]
+            shape, flat, hard = (f"{made}.{what}" for what in ("shape", "flat", "hard"))
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            changed.graph.node.extend(
+                [
+                    onnx.helper.make_node("Shape", [taken], [shape]),
+                    onnx.helper.make_node("Flatten", [taken], [flat], axis=axis),
+                    onnx.helper.make_node("Hardmax", [flat], [hard], axis=1),
+                    onnx.helper.make_node("Reshape", [hard, shape], [made]),
+                ]
+            )
+        else:
+            changed.graph.node.append(node)
+    return changed
+
+
+def keep_resize(lifted: onnx.ModelProto) -> None:
+    """Say what Upsample and Resize did before they let one choose; the version converter leaves the new defaults."""
+    for node in every_node(lifted):
+        if node.op_type == "Resize" and node.domain in STANDARD:
+            kept = [a for a in node.attribute if a.name not in ("coordinate_transformation_mode", "nearest_mode")]
+            kept.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+            kept.append(onnx.helper.make_attribute("nearest_mode", "floor"))
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def compare(model: onnx.ModelProto, lifted: onnx.ModelProto) -> str:
