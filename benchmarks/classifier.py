@@ -71,7 +71,7 @@ def measure(scratch: Path) -> dict[str, Any]:
     model = steps.import_model(plan, cache)
     samples = steps.samples_of(plan, cache, model)
     model = steps.simplify(cache, model, samples, steps.run_onnx(cache, model, samples, "run the imported model"))
-    steps._run_onnx(model, inputs, out := fresh(scratch / "float"))
+    steps.infer(model, inputs, out := fresh(scratch / "float"))
     right = answers(out) == y
     found: dict[str, Any] = {"float": {"right": int(right.sum()), "bytes": model.path.stat().st_size}}
     found["samples"] = {"evaluation": len(y), "training": every}

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import onnx_file
 from onnx_checks import check_nodes, check_weights, put_in_order
 from onnx_opset import ENOUGH, check_opset, lift
-from onnx_surface import drop_initializers_from_inputs, fix_inputs, resolve_outputs
+from onnx_surface import drop_initializers_from_inputs, fill_empty_inputs, fix_inputs, resolve_outputs
 from onnx_value import axes, fixed, spec
 from onnx_walk import STANDARD, every_graph, every_node, one_line, operator
 from surface import Refused
@@ -73,6 +73,7 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
     check_nodes(model, name)
     check_weights(model, name)
     drop_initializers_from_inputs(model)
+    fill_empty_inputs(model)
     fix_inputs(model, request["shapes"], request.get("dtypes") or {})
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)

@@ -15,10 +15,8 @@ OLDEST = 7  # the version converter lifts from here
 ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer than this is kept as it is
 RESIZE_CHOOSES = 11  # how it counts and rounds
 LIFTED = 17  # what every engine's converter reads
-# Operators whose newest form (27 or 28) differs from the one before only in that it takes more types or attributes.
-WIDENED = ("BitShift", "Cast", "Celu", "Compress", "DepthToSpace", "DequantizeLinear", "Einsum", "Mod", "OneHot")
-WIDENED = (*WIDENED, "QuantizeLinear", "Range", "ReduceLogSum", "ReduceLogSumExp", "ReverseSequence", "SpaceToDepth")
-WIDENED = (*WIDENED, "Unique")
+# Operators whose words changed with the types and attributes that they take since opset 26, and nothing else.
+WIDENED = {"BitShift", "Mod", "Range", "SpaceToDepth"}
 INTEGERS = {getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 NEWEST = 26  # onnxruntime 1.31.1 (checked by a test); opsets it doesn't know it runs by chance or not at all
 
@@ -33,10 +31,9 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
         raise Refused(
             f"{name} holds no graph: it is cut off or was never finished.", "Export the model again.", "EP303"
         )
-    others = {entry.domain for entry in model.opset_import}
-    if opset == 0 and others and all(node.domain in others for node in every_node(model)):
-        opset = LIFTED  # there is no standard operator in it
-        model.opset_import.add(domain="", version=opset)
+    if opset == 0 and model.opset_import and not any(n.domain in STANDARD for n in every_node(model)):
+        model.opset_import.append(onnx.helper.make_opsetid("", LIFTED))  # nothing asks for it, but tools do
+        return LIFTED
     if opset == 0:
         raise Refused(
             f"{name} doesn't say which opset it uses: it is cut off or damaged.", "Export the model again.", "EP303"
@@ -61,17 +58,36 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
 
 
 def changed_since(known: int, model: onnx.ModelProto, opset: int) -> list[str]:
-    """Standard operators of the model that the definitions of opset `known` don't cover, sorted."""
-    found = {node.op_type for node in every_node(model) if node.domain in STANDARD and is_new(node, known, opset)}
-    widened = found & set(WIDENED)
-    return sorted(found - widened | (too_wide(widened, known, model) if widened else set()))
+    """Standard operators of the model that are defined otherwise at `opset` than at `known`, sorted."""
+    names = {node.op_type for node in every_node(model) if node.domain in STANDARD}
+    changed = {name for name in names if definition(name, opset) is None or not same(name, known, opset)}
+    widened = changed & WIDENED
+    return sorted(changed - widened | (too_wide(widened, known, model) if widened else set()))
 
 
-def is_new(node: onnx.NodeProto, known: int, opset: int) -> bool:
+def definition(name: str, opset: int) -> onnx.defs.OpSchema | None:
     try:
-        return onnx.defs.get_schema(node.op_type, opset, "").since_version > known
+        return onnx.defs.get_schema(name, opset, "")
     except onnx.defs.SchemaError:
-        return True
+        return None
+
+
+def same(name: str, known: int, opset: int) -> bool:
+    """Whether an operator means the same at both opsets: every word of its definition, types aside.
+
+    Most newer versions only add types; what the known one doesn't take, the checker and onnxruntime then refuse.
+    """
+    before, after = definition(name, known), definition(name, opset)
+    return before is not None and after is not None and meaning(before) == meaning(after)
+
+
+def meaning(schema: onnx.defs.OpSchema) -> tuple:
+    attributes = {
+        key: (value.type, value.required, str(value.default_value), value.description)
+        for key, value in schema.attributes.items()
+    }
+    surface = [(value.name, value.option, value.description) for value in (*schema.inputs, *schema.outputs)]
+    return schema.doc, attributes, surface
 
 
 def too_wide(names: set[str], known: int, model: onnx.ModelProto) -> set[str]:

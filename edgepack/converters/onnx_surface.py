@@ -20,6 +20,16 @@ def drop_initializers_from_inputs(model: onnx.ModelProto) -> None:
     model.graph.input.extend(kept)
 
 
+def fill_empty_inputs(model: onnx.ModelProto) -> None:
+    """An input of no numbers (a list of no axes, a tensor of which only the type counts) has one value: a constant."""
+    for value in list(model.graph.input):
+        kind = value.type.tensor_type
+        if len(kind.shape.dim) == 1 and kind.shape.dim[0].HasField("dim_value") and not kind.shape.dim[0].dim_value:
+            empty = onnx.TensorProto(name=value.name, data_type=kind.elem_type, dims=[0], raw_data=b"")
+            model.graph.initializer.append(empty)
+            model.graph.input.remove(value)
+
+
 def fix_inputs(model: onnx.ModelProto, shapes: dict[str, list[int]], dtypes: dict[str, str]) -> None:
     """Give every input the sizes from the command line, and refuse every input that still has an open axis."""
     inputs = {value.name: value for value in model.graph.input}

@@ -234,6 +234,32 @@ def test_a_newer_opset_with_unchanged_operators_is_taken_as_the_newest_known_one
     assert from_onnx(tmp_path, convolution(opset), x=(1, 3, 8, 8)).agrees().model.opset == 26
 
 
+def test_an_operator_that_only_takes_more_types_now_is_no_newer_operator(tmp_path: Path) -> None:
+    model = make([helper.make_node("Celu", ["x"], ["y"], alpha=2.0)], [value("x", [2, 3])], [value("y", [2, 3])], opset=28)  # fmt: skip  # noqa: E501
+    assert from_onnx(tmp_path, model).agrees().model.opset == 26
+
+
+def test_an_operator_whose_meaning_changed_is_refused_by_name(tmp_path: Path) -> None:
+    surface = [helper.make_tensor_value_info(name, TensorProto.UINT8, [2]) for name in ("x", "by", "y")]
+    model = make([helper.make_node("BitShift", ["x", "by"], ["y"], direction="LEFT")], surface[:2], surface[2:], opset=28)  # fmt: skip  # noqa: E501
+    assert "BitShift in a form that is new" in refused(tmp_path, model).message
+
+
+def test_a_model_of_ml_operators_alone_needs_no_standard_opset(tmp_path: Path) -> None:
+    node = helper.make_node("Binarizer", ["x"], ["y"], domain="ai.onnx.ml", threshold=0.5)
+    model = make([node], [value("x", [2, 3])], [value("y", [2, 3])])
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    assert from_onnx(tmp_path, model).agrees().outputs == {"y": (2, 3)}
+
+
+def test_an_input_that_holds_no_number_is_a_constant(tmp_path: Path) -> None:
+    axes = helper.make_tensor_value_info("axes", TensorProto.INT64, [0])
+    node = helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)
+    model = make([node], [value("x", [2, 3]), axes], [value("y", [1, 1])])
+    assert from_onnx(tmp_path, model).agrees().inputs == {"x": (2, 3)}
+
+
 @pytest.mark.parametrize(("opset", "word"), [(6, "older"), (99, "newer")])
 def test_an_opset_that_no_tool_knows_is_refused_with_the_range(tmp_path: Path, opset: int, word: str) -> None:
     error = refused(tmp_path, convolution(opset), x=(1, 3, 8, 8))
