@@ -193,7 +193,7 @@ def test_a_dtype_that_is_not_the_models_is_a_usage_error(tmp_path: Path) -> None
         )
 
 
-@pytest.mark.parametrize("opset", range(7, 13))
+@pytest.mark.parametrize("opset", [7, 12])
 def test_an_old_opset_is_lifted_to_17_and_computes_the_same(tmp_path: Path, opset: int) -> None:
     held = [weights(name, 8) for name in ("scale", "bias", "mean", "var")]
     nodes = [
