@@ -78,7 +78,9 @@ def prepare(entry: dict[str, Any], folder: Path, kept: Path, *, crops: tuple[str
         if name in crops:
             pictures = folder / PHOTOGRAPHS / name
             if not (own / name / "0.npy").is_file():
-                calibration.gather(pictures, model.inputs, dict(plan.preprocess), own / name)
+                calibration.gather(
+                    pictures, model.inputs, dict(plan.preprocess), own / name, limit=len(list(pictures.iterdir()))
+                )
             groups = np.array([path.stem.partition("_")[2] for path in sorted(pictures.iterdir())])
             sets[name] = Inputs(folder=own / name, groups=groups, wanted=floating(model, own / name, own))
     if not sets:

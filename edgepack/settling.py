@@ -40,6 +40,16 @@ class Settled:
         """Of the worst output, on the verification samples."""
         return min((metric.sqnr_db for metric in self.verdict.metrics), default=0.0)
 
+    @property
+    def rule(self) -> str:
+        """The rule for ranges that the engine's quantizer took."""
+        return str(self.checked.artifact.facts.get("ranges") or self.int8.ranges)
+
+    @property
+    def in_float(self) -> frozenset[str]:
+        """Which of the layers that should stay in float the engine's quantizer found and left there."""
+        return frozenset(self.checked.artifact.facts.get("kept_float", ()))
+
 
 class Dropped(VariantError):
     """A variant whose outputs are too far from the source's. Never shipped."""

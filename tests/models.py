@@ -55,6 +55,32 @@ def tiny_classifier(
     return path
 
 
+def tiny_reader(path: Path, *, width: int | str = "W") -> Path:
+    """x 1x3x16xW -> y 1x8x(W/2): two convolutions and the mean over the height, as a reader of text lines begins."""
+    random = np.random.default_rng(11)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        values = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMean", ["c2"], ["y"], name="mean", axes=[2], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "reader",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, "L" if isinstance(width, str) else width // 2])],
+        [weights("w1", 8, 3, 3, 3), weights("b1", 8), weights("w2", 8, 8, 3, 3), weights("b2", 8)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def samples(path: Path, *, input_name: str = "image", count: int = 40, seed: int = 3) -> Path:
     """An .npz of smooth random images for `tiny_classifier`: [count, 3, 16, 16] float32."""
     random = np.random.default_rng(seed)

@@ -1,12 +1,13 @@
 """Run one converter script many times without starting Python and importing its packages each time.
 
-    python fork_server.py CONVERTER.py
+    python fork_server.py CONVERTER.py [MODULE.py]
 
 Each line of standard input is a JSON object: ``request`` (file), ``cwd``, ``log`` (for its stderr), ``seconds``,
 ``memory`` (bytes). A fork of this process runs the script's ``main`` for it, so that a crash, a leak or a hang of one
 model touches no other. The answer is one JSON line: ``code`` (as subprocess has it; null: killed after its time).
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -34,6 +35,12 @@ def main() -> None:
         import onnxruntime  # noqa: F401 - for the forks
     if script.stem in ("onnx_to_tflite", "bare_onnx2tf"):
         warm_up(module)
+    if script.stem == "tensorflow_to_onnx":
+        import tensorflow  # noqa: F401 - for the forks
+    if len(sys.argv) > 2:  # the module of a model's code
+        sys.path.insert(0, str(Path(sys.argv[2]).parent))
+        with contextlib.suppress(ImportError):
+            importlib.import_module(Path(sys.argv[2]).stem).preload()
     for line in sys.stdin:
         job = json.loads(line)
         talk.write(json.dumps({"code": run(module, script, job)}) + "\n")

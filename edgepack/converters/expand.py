@@ -28,9 +28,9 @@ EXPANDED = (
 )
 
 
-def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
+def expanded(model: onnx.ModelProto, operators: tuple[str, ...] = EXPANDED) -> onnx.ModelProto:
     """The model with those operators written out; as it is when there are none, or onnx has no definition."""
-    wanted = sorted({node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} & set(EXPANDED))
+    wanted = sorted({node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} & set(operators))
     if wanted:
         model = typed(model)
     for name in wanted:

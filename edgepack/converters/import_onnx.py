@@ -19,6 +19,7 @@ holds ``notes`` for the user, or ``error`` (kind, id, message, hint) where the m
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
 sys.path.insert(0, str(Path(__file__).parent))
+import onnx_file
 from onnx_checks import check_nodes, check_weights, put_in_order
 from onnx_opset import ENOUGH, check_opset, lift
 from onnx_surface import drop_initializers_from_inputs, fill_empty_inputs, fix_inputs, resolve_outputs
@@ -38,7 +40,6 @@ from onnx_walk import STANDARD, every_graph, every_node, one_line, operator
 from surface import Refused
 
 ONE_FILE = 2 << 30  # protobuf's limit
-LARGE = 1 << 20  # bytes; shapes and axes are smaller
 
 
 def main() -> None:
@@ -66,6 +67,7 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
     name: str = request["name"]
     notes: list[str] = []
     model = load(Path(request["model"]), name)
+    os.chdir(Path(request["model"]).parent)  # where everything looks for the weights that stay in their files
     opset = check_opset(model, name, notes)
     put_in_order(model, name, notes)
     check_nodes(model, name)
@@ -87,7 +89,7 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
 
 def load(path: Path, name: str) -> onnx.ModelProto:
     try:
-        model = onnx.load(path)
+        model = onnx_file.read(path)
     except DecodeError as error:
         raise Refused(
             f"{name} is not a whole ONNX model: {one_line(error)}. It is cut off or damaged.",
@@ -111,19 +113,10 @@ def infer(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in model.graph.output:
         if value.type.WhichOneof("value") == "tensor_type" and not fixed(axes(value)):
             value.type.tensor_type.ClearField("shape")
-    # Inference makes several copies of a model, and never looks into large weights: they are set aside meanwhile.
-    weights = {t.name: t.raw_data for t in model.graph.initializer if len(t.raw_data) > LARGE}
-    for tensor in model.graph.initializer:
-        if tensor.name in weights:
-            tensor.ClearField("raw_data")
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        inferred = model  # what a kernel produces is asked of onnxruntime below
-    for tensor in inferred.graph.initializer:
-        if tensor.name in weights:
-            tensor.raw_data = weights.pop(tensor.name)
-    return inferred
+        return model  # what a kernel produces is asked of onnxruntime below
 
 
 def drop_talk(model: onnx.ModelProto) -> None:
@@ -142,13 +135,13 @@ def drop_talk(model: onnx.ModelProto) -> None:
 
 
 def save(model: onnx.ModelProto, out: Path, name: str) -> None:
-    if model.ByteSize() >= ONE_FILE:
+    if onnx_file.size(model) >= ONE_FILE:
         raise Refused(
             f"{name} is larger than 2 GiB, more than one ONNX file can hold.",
             "edgepack is for models that fit an edge device; quantize or shrink it first.",
             "EP313",
         )
-    (out / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+    onnx_file.write(model, Path.cwd(), out / "model.onnx")
 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What an ONNX model must be before anything is made of it: a valid graph of known operators with whole weights."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.checker
 import onnx.helper
-import onnx.numpy_helper
+import onnx_file
 from node_order import Cycle, sort_nodes
 from onnx_walk import STANDARD, every_node, every_tensor, label, one_line
 from surface import Refused
@@ -57,14 +60,13 @@ def check_weights(model: onnx.ModelProto, name: str) -> None:
     """Refuse NaN in any array, and infinities where they can only be broken weights (masks may hold -inf)."""
     weights = {taken for node in every_node(model) if node.op_type in WEIGHTED for taken in node.input}
     for tensor_name, tensor in every_tensor(model):
+        nans = infinities = size = 0
         try:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        except KeyError:
-            continue
-        if dtype.kind != "f":
-            continue
-        try:
-            array = onnx.numpy_helper.to_array(tensor)
+            for block in numbers(tensor):
+                size += block.size
+                if block.dtype.kind == "f" and not np.isfinite(block).all():
+                    nans += int(np.isnan(block).sum())
+                    infinities += int(np.isinf(block).sum())
         except ValueError as error:
             raise Refused(
                 f"{name}: the numbers of the tensor {tensor_name!r} don't fill its shape: {one_line(error)}.",
@@ -72,13 +74,22 @@ def check_weights(model: onnx.ModelProto, name: str) -> None:
                 "EP303",
             ) from error
         is_weight = tensor_name in weights
-        for what, count in (("NaN", np.isnan(array).sum()), ("infinite", np.isinf(array).sum())):
+        for what, count in (("NaN", nans), ("infinite", infinities)):
             # A lone NaN is a constant that some exporters write on purpose, and never a weight.
-            wrong = count and (is_weight or (what == "NaN" and array.size > 1))
+            wrong = count and (is_weight or (what == "NaN" and size > 1))
             if wrong:
                 raise Refused(
                     f"{name}: the tensor {tensor_name!r} has {count} {what} value{'s' if count > 1 else ''} "
-                    f"of {array.size}. The training run diverged or the file is damaged.",
+                    f"of {size}. The training run diverged or the file is damaged.",
                     "Use an earlier checkpoint, and export it again.",
                     "EP306",
                 )
+
+
+def numbers(tensor: onnx.TensorProto) -> Iterator[np.ndarray]:
+    """A tensor's numbers in blocks; nothing for a type that numpy doesn't have."""
+    try:
+        onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError:
+        return
+    yield from onnx_file.blocks(tensor, Path.cwd())

@@ -33,11 +33,10 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
             f"{name} doesn't say which opset it uses: it is cut off or damaged.", "Export the model again.", "EP303"
         )
     newest = min(NEWEST, onnx.defs.onnx_opset_version())
-    changed = changed_since(newest, model, opset) if newest < opset <= onnx.defs.onnx_opset_version() else []
-    if newest < opset <= onnx.defs.onnx_opset_version() and not changed:
-        for entry in (*model.opset_import, *(entry for f in model.functions for entry in f.opset_import)):
-            if entry.domain in STANDARD:
-                entry.version = min(entry.version, newest)
+    readable = newest < opset <= onnx.defs.onnx_opset_version()
+    changed = changed_since(newest, model, opset) if readable else []
+    if readable and not changed:
+        stamp(model, newest)
         notes.append(f"The model says opset {opset}; its operators are the same at opset {newest}, and it is taken so.")
         return newest
     if opset > newest or opset < OLDEST:
@@ -81,6 +80,13 @@ def meaning(schema: onnx.defs.OpSchema) -> tuple:
     }
     surface = [(value.name, value.option, value.description) for value in (*schema.inputs, *schema.outputs)]
     return schema.doc, attributes, surface
+
+
+def stamp(model: onnx.ModelProto, opset: int) -> None:
+    """Say that the standard operators are those of `opset`, where a newer one is said."""
+    for entry in (*model.opset_import, *(entry for f in model.functions for entry in f.opset_import)):
+        if entry.domain in STANDARD:
+            entry.version = min(entry.version, opset)
 
 
 def lift(model: onnx.ModelProto, opset: int, notes: list[str]) -> onnx.ModelProto:

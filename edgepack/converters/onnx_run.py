@@ -1,5 +1,7 @@
 """Run an ONNX model as it stands, on zeros or noise."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,6 +15,8 @@ def run_once(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nd
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # The weights that stay in their files.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path.cwd()))
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         return [np.asarray(array) for array in session.run(None, feeds)]

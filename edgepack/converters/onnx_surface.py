@@ -55,13 +55,14 @@ def fix_inputs(model: onnx.ModelProto, shapes: dict[str, list[int]], dtypes: dic
         elif found is None or any(not isinstance(axis, int) or axis < 1 for axis in found):
             open_inputs.append((name, found, dtype))
     if open_inputs:
+        empty = any(found and 0 in found for _, found, _ in open_inputs)
         said = "; ".join(
             f"input {name!r} has " + (f"dynamic axes {shown(found)}" if found is not None else "no shape at all")
             for name, found, _ in open_inputs
         )
         flags = " ".join("--input " + quoted(f"{name}={example(found)}") for name, found, _ in open_inputs)
         raise Refused(
-            f"{said}: edgepack builds for fixed sizes.",
+            f"{said}{' (a size of 0 is taken as one to choose)' if empty else ''}: edgepack builds for fixed sizes.",
             f"Say which, for example: add {flags}",
             "EP305",
         )
@@ -89,7 +90,10 @@ def resolve_outputs(model: onnx.ModelProto) -> None:
     for value in model.graph.output:
         dtype_of(value, "output")
     if not model.graph.output or not model.graph.input:
-        raise Refused("The model has no inputs or no outputs.", "Export a model that computes something.", "EP303")
+        which, why = (
+            ("inputs", "it always gives the same numbers") if model.graph.output else ("outputs", "it is useless")
+        )
+        raise Refused(f"The model has no {which}: {why}.", "Export a model that computes something.", "EP303")
     if all(fixed(axes(value)) for value in model.graph.output):
         return
     first = run_once(model, example_inputs(model, seed=None))

@@ -238,7 +238,9 @@ def recipes(floating: list[str]) -> dict[str, list]:
             full.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
         if operator.value in (*WEIGHTED, *MOVING):
             lean.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
-        if operator.value in WEIGHTED:
+        if operator.value == "DEPTHWISE_CONV_2D":
+            dynamic.add_weight_only_config(".*", operator, num_bits=8)
+        elif operator.value in WEIGHTED:
             dynamic.add_dynamic_config(".*", operator, num_bits=8)
         if operator.value in TABLES:
             dynamic.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)

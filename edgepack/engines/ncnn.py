@@ -55,6 +55,7 @@ class Ncnn:
     version = "1.0.20261020"
     int8: Literal["qdq", "own", "none"] = "own"
     runtime_needs_layers = True
+    layer_tool = "explain_ncnn"
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """pnnx makes fp32; the others start from its files, so that it belongs to fp32's key alone."""
@@ -138,6 +139,24 @@ class Ncnn:
                     kept[sample] = artifacts.from_engine(typed, binding, spec).reshape(spec.shape)
                 kept.flush()
         return {"latency_ms": facts["latency_ms"], "engine_version": facts["engine_version"]}
+
+    def layers(self, floating: Artifact, made: Artifact, samples: Path, count: int, out: Path) -> dict[str, Any]:
+        """Layer -> what ncnn's INT8 makes of it (see `edgepack.explain.Real`), on `count` of the source's samples."""
+        with _workspace(out) as (arrays, _):
+            for index, binding in enumerate(floating.inputs):
+                _rewrite(samples, arrays, index, binding)
+            request = {
+                "float": [str(floating.folder / name) for name in floating.files],
+                "int8": [str(made.folder / name) for name in made.files],
+                "inputs": [binding.name for binding in floating.inputs],
+                "samples": str(arrays),
+                "count": count,
+                **{key: made.facts[key] for key in ("names", "quantized", "codings")},
+            }
+            # It has the quantizer's pins, and so its environment.
+            python = converter.environment("quantize_ncnn")
+            found: dict[str, Any] = converter.convert(self.layer_tool, request, out, python=python)["layers"]
+            return found
 
     def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
         """ncnn's source, compiled with only `layers`."""
