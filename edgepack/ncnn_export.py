@@ -292,5 +292,10 @@ def workspace(out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def rewrite(source: Path, target: Path, index: int, binding: Binding) -> None:
-    """One input of a tensor folder in ncnn's shape and dtype."""
+    """One input of a tensor folder in ncnn's shape and dtype. The harness refuses negative ids as well."""
     artifacts.rewrite(source / f"{index}.npy", binding, target / f"{index}.npy")
+    if binding.dtype == "int32" and np.load(target / f"{index}.npy", mmap_mode="r").min(initial=0) < 0:
+        raise VariantError(
+            f"input {index} holds negative ids: ONNX counts them from the table's end, ncnn looks up its first row",
+            "Give ids from 0 on (add the size of the table to negative ones), or use another engine.",
+        )

@@ -167,6 +167,10 @@ def test_token_ids_reach_an_embedding_as_whole_numbers(tmp_path: Path) -> None:
     artifact = export(model, Precision.FP32, tmp_path)
     assert artifact.inputs[0].dtype == "int32"
     assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > 80
+    negative = samples(tmp_path / "negative", np.full((1, 1, 6), -1))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(VariantError, match="negative ids"):  # ncnn would take them all for 0
+        run(model, artifact, negative, tmp_path / "again")
 
 
 def test_a_uint8_picture_is_handed_over_as_float(tmp_path: Path) -> None:
