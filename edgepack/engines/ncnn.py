@@ -101,9 +101,9 @@ class Ncnn:
 
     def layers(self, floating: Artifact, made: Artifact, samples: Path, count: int, out: Path) -> dict[str, Any]:
         """Layer -> what ncnn's INT8 makes of it (see `edgepack.explain.Real`), on `count` of the source's samples."""
-        with _workspace(out) as (arrays, _):
+        with workspace(out) as (arrays, _):
             for index, binding in enumerate(floating.inputs):
-                _rewrite(samples, arrays, index, binding)
+                rewrite(samples, arrays, index, binding)
             request = {
                 "float": [str(floating.folder / name) for name in floating.files],
                 "int8": [str(made.folder / name) for name in made.files],
