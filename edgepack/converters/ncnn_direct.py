@@ -7,14 +7,18 @@ from expand import EXPANDED, expanded, folded, with_plain_constants
 from ncnn_forms import constants_as_initializers
 from ncnn_writer import Node, Refused, Writer, natural
 from onnx_graph import Graph
+from write_convolutions import OPERATORS as CONVOLUTIONS
 from write_elementwise import OPERATORS as ELEMENTWISE
+from write_lookups import OPERATORS as LOOKUPS
 from write_moves import OPERATORS as MOVES
+from write_pooling import OPERATORS as POOLING
 from write_products import OPERATORS as PRODUCTS
 from write_recurrent import OPERATORS as RECURRENT
 from write_reductions import OPERATORS as REDUCTIONS
-from write_spatial import OPERATORS as SPATIAL
+from write_sampling import OPERATORS as SAMPLING
 
-OPERATORS = {**ELEMENTWISE, **MOVES, **PRODUCTS, **RECURRENT, **REDUCTIONS, **SPATIAL}
+FAMILIES = (CONVOLUTIONS, ELEMENTWISE, LOOKUPS, MOVES, POOLING, PRODUCTS, RECURRENT, REDUCTIONS, SAMPLING)
+OPERATORS = {name: form for family in FAMILIES for name, form in family.items()}
 
 
 @dataclass(frozen=True)
