@@ -19,6 +19,7 @@ from write_sampling import OPERATORS as SAMPLING
 
 FAMILIES = (CONVOLUTIONS, ELEMENTWISE, LOOKUPS, MOVES, POOLING, PRODUCTS, RECURRENT, REDUCTIONS, SAMPLING)
 OPERATORS = {name: form for family in FAMILIES for name, form in family.items()}
+KEEPING = ("GroupNormalization",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Written:
 def write(model: onnx.ModelProto) -> Written:
     """ncnn's files for a model. Raises `SystemExit` naming the node that has no form."""
     model = expanded(with_plain_constants(model), tuple(name for name in EXPANDED if name not in OPERATORS))
-    model = folded(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    model = folded(shaped(model))
     graph = Graph(model)
     constants_as_initializers(graph)
     writer = Writer(graph)
@@ -54,10 +55,32 @@ def write(model: onnx.ModelProto) -> Written:
                 raise Refused("no layers of ncnn do that")
             form(writer, node)
         except Refused as reason:
-            name = proto.name or (proto.output[0] if proto.output else "")
+            name = proto.name or next(filter(None, proto.output), "")
             raise SystemExit(f"ncnn has no form of {proto.op_type} ({name[:80]!r}): {reason}") from reason
     try:
         param, weights = writer.finish(inputs, [value.name for value in model.graph.output])
     except Refused as reason:
         raise SystemExit(f"ncnn has no form of this model: {reason}") from reason
     return Written(param, weights, [blob.shape for blob in inputs])
+
+
+def shaped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes of all tensors that can be known; onnx infers none for what keeps its input's."""
+    while True:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        graph = model.graph
+        values = (*graph.input, *graph.value_info, *graph.output)
+        known = {v.name: v.type for v in values if v.type.tensor_type.HasField("shape")}
+        fresh = [
+            onnx.ValueInfoProto(name=node.output[0], type=known[node.input[0]])
+            for node in graph.node
+            if node.op_type in KEEPING and node.input[0] in known and node.output[0] not in known
+        ]
+        if not fresh:
+            return model
+        surface = {value.name: value for value in graph.output}
+        for value in fresh:
+            if value.name in surface:
+                surface[value.name].type.CopyFrom(value.type)
+            else:
+                graph.value_info.append(value)
