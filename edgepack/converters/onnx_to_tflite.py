@@ -20,6 +20,8 @@ onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known
 - it may move channels last, by rules of its own: inputs are told to keep their shape (``-kat``, a Transpose goes
   inside where it needs one), and outputs are compared with ONNX Runtime's to see what was done;
 - it makes custom operators of what it doesn't know: those that ONNX defines by others are written out (`expand`);
+- its recurrent layers become operators that remember the last run: they are written out, and a file whose second answer
+  to the same question differs is refused;
 - it may exit 0 with a file that nothing loads: the file is loaded and run here.
 """
 
@@ -37,6 +39,7 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
+from unrolled import unrolled
 
 IR_VERSION = 10  # the newest that every pinned package here reads
 FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
@@ -46,8 +49,9 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out, scratch = Path(request["out"]), Path(request["scratch"])
     model = onnx.load(request["model"])
-    model = with_plain_constants(expanded(model))
-    layers = rename(model)
+    sources = {name for node in model.graph.node for name in node.output}
+    model = unrolled(with_plain_constants(expanded(model)))
+    layers = {name: source for name, source in rename(model).items() if source in sources}
     fold_filled_constants(model.graph)
     model.ir_version = min(model.ir_version, IR_VERSION)
     model = with_shapes(model)
@@ -217,8 +221,13 @@ def describe(source: Path, made: Path, inputs: list, outputs: list[str]) -> dict
         )
     try:
         interpreter.invoke()
+        first = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+        interpreter.invoke()
     except Exception as error:
         raise SystemExit(f"what onnx2tf wrote cannot be run by LiteRT: {one_line(error)}") from error
+    for detail, value in zip(interpreter.get_output_details(), first, strict=True):
+        if not np.array_equal(value, interpreter.get_tensor(detail["index"]), equal_nan=value.dtype.kind == "f"):
+            raise SystemExit("what onnx2tf wrote remembers its last run: it answers the same input differently")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])

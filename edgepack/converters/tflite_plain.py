@@ -122,11 +122,9 @@ def start_values(model: schema.ModelT, graph: schema.SubGraphT, name: str) -> di
         data = None if tensor is None else model.buffers[tensor.buffer].data
         if data is None or tensor.type not in NUMBERS:
             raise hidden(name, "and computes how that begins")
-        values = np.asarray(data, np.uint8).view(NUMBERS[tensor.type])
+        variable, values = handles.get(operator.inputs[0]), np.asarray(data, np.uint8).view(NUMBERS[tensor.type])
         if not values.size or (values != values[0]).any():
-            raise hidden(
-                name, f"in the variable {handles[operator.inputs[0]]!r}, which begins with more than one value"
-            )
+            raise hidden(name, f"in the variable {variable!r}, which begins with more than one value")
         starts[variable] = float(values[0])
     return starts
 
