@@ -136,6 +136,13 @@ def _look(source: str, name: str = "") -> tuple[Path, tflite_file.Contents]:
             "or cut the graph before them.",
             id="EP308",
         )
+    if found.remembering:
+        raise ModelError(
+            f"{name} has recurrent layers that remember the last run (in {found.remembering[0]!r}): TFLite's own never "
+            "forget, so that an answer depends on what was asked before.",
+            "Build from the Keras model, the SavedModel or the ONNX file instead: edgepack writes those layers out.",
+            id="EP310",
+        )
     for what, tensors in (("input", found.inputs), ("output", found.outputs)):
         for tensor in tensors:
             if tensor.kind not in tflite_file.DTYPES:
