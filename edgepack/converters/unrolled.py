@@ -8,6 +8,7 @@ LSTM: Hochreiter and Schmidhuber 1997; GRU: Cho et al. 2014; orders of gates and
 
 import numpy as np
 import onnx
+from expand import has_graph
 from onnx_graph import Graph, attribute, make
 
 STEPS = 512  # times directions; a longer layer stays
@@ -19,8 +20,8 @@ TURNS = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True
 
 def unrolled(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its recurrent layers written out; those without constant weights, or with lengths for each
-    sequence, peepholes, clipping or unusual activations, stay."""
-    if not any(node.op_type in GATES for node in model.graph.node):
+    sequence, peepholes, clipping or unusual activations, and those of a model with branches or loops, stay."""
+    if not any(node.op_type in GATES for node in model.graph.node) or any(map(has_graph, model.graph.node)):
         return model
     graph = Graph(model)
     for node in [node for node in graph.nodes if node.op_type in GATES and usual(graph, node)]:
