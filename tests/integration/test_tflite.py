@@ -259,6 +259,25 @@ def test_the_same_model_gives_the_same_bytes_twice_and_keeps_its_input(tmp_path:
     assert model.path.read_bytes() == before
 
 
+def test_a_grouped_convolution_over_one_axis_with_weights_in_a_node_converts(tmp_path: Path) -> None:
+    """onnx2tf knows groups over two axes only, and takes weights from initializers only."""
+    weights = numpy_helper.from_array(RNG.standard_normal((6, 2, 3), np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weights),
+        helper.make_node("Conv", ["x", "w"], ["y"], group=2, pads=[2, 1], strides=[2], dilations=[1]),
+    ]
+    model = net(tmp_path / "m.onnx", nodes, [("x", FLOAT, [1, 4, 9])], [("y", FLOAT, [1, 6, 5])])
+    folder, got = tmp_path / "samples", tmp_path / "got"
+    for made in (folder, got, tmp_path / "fp32"):
+        made.mkdir()
+    x = RNG.standard_normal((1, 1, 4, 9), np.float32)
+    np.save(folder / "0.npy", x)
+    TFLite().export(model, Precision.FP32, None, None, tmp_path / "fp32")
+    TFLite().run(artifacts.read(tmp_path / "fp32"), model, folder, got)
+    [expected] = ReferenceEvaluator(onnx.load(model.path)).run(None, {"x": x[0]})
+    np.testing.assert_allclose(np.load(got / "0.npy")[0], expected, rtol=1e-4, atol=1e-5)
+
+
 RECURRENT = """
 import sys
 sys.path.insert(0, {folder!r})
