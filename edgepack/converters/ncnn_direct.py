@@ -57,5 +57,3 @@ def write(model: onnx.ModelProto) -> Written:
     except Refused as reason:
         raise SystemExit(f"ncnn has no form of this model: {reason}") from reason
     return Written(param, weights, [blob.shape for blob in inputs])
-
-

@@ -170,7 +170,12 @@ def prelu(w: Writer, node: Node) -> None:
         w.give(node.output, w.layer("PReLU", [x], x.shape, {0: 1}, raw(slope)))
         return
     channels = shape[1] if len(shape) > 1 else 0
-    if slope is not None and len(shape) == 4 and shape[0] == 1 and slope.shape in ((channels, 1, 1), (1, channels, 1, 1)):
+    if (
+        slope is not None
+        and len(shape) == 4
+        and shape[0] == 1
+        and slope.shape in ((channels, 1, 1), (1, channels, 1, 1))
+    ):
         x = w.take(node.input(0))
         w.give(node.output, w.layer("PReLU", [x], x.shape, {0: channels}, raw(slope)))
         return
@@ -184,7 +189,10 @@ def prelu(w: Writer, node: Node) -> None:
 
 def clip(w: Writer, node: Node) -> None:
     x = w.blob(node.input(0))
-    ends = [w.constant(name) if name else np.float32(end) for name, end in ((node.input(1), -3.4e38), (node.input(2), 3.4e38))]
+    ends = [
+        w.constant(name) if name else np.float32(end)
+        for name, end in ((node.input(1), -3.4e38), (node.input(2), 3.4e38))
+    ]
     if all(end is not None for end in ends):
         low, high = (float(np.clip(np.float32(end).ravel()[0], -3.4e38, 3.4e38)) for end in ends)
         w.give(node.output, w.layer("Clip", [x], x.shape, {0: min(low, high), 1: high}))

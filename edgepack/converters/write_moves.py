@@ -362,7 +362,11 @@ def _runs(index: list[int]) -> list[range]:
         end = start + 1
         while step != 0 and end < len(index) and index[end] - index[end - 1] == step:
             end += 1
-        found.append(range(index[start], index[end - 1] + (1 if step > 0 else -1), step) if end - start > 1 else range(index[start], index[start] + 1))
+        found.append(
+            range(index[start], index[end - 1] + (1 if step > 0 else -1), step)
+            if end - start > 1
+            else range(index[start], index[start] + 1)
+        )
         start = end
     return found
 

@@ -90,7 +90,9 @@ def einsum(w: Writer, node: Node) -> None:
         result = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
     if len(parts) > 2 or any(len(set(part)) < len(part) for part in parts):
         raise Refused(f"its equation is {equation}")
-    size = {x: n for part, name in zip(parts, node.inputs, strict=True) for x, n in zip(part, w.shape(name), strict=True)}
+    size = {
+        x: n for part, name in zip(parts, node.inputs, strict=True) for x, n in zip(part, w.shape(name), strict=True)
+    }
     held = [(w.blob(name), part) for name, part in zip(node.inputs, parts, strict=True)]
     others = [set(result).union(*(p for j, p in enumerate(parts) if j != i)) for i in range(len(parts))]
     held = [_summed(w, blob, part, other, size) for (blob, part), other in zip(held, others, strict=True)]

@@ -36,7 +36,9 @@ def recurrent(w: Writer, node: Node) -> None:
     rows, ends = [], [[] for _ in states]
     for sample in range(batch):
         sequence = cut(w, whole, 0, sample * steps, (sample + 1) * steps)
-        first = [w.view(cut(w, s, 0, sample * sides, (sample + 1) * sides), (sides, size)) if s else None for s in states]
+        first = [
+            w.view(cut(w, s, 0, sample * sides, (sample + 1) * sides), (sides, size)) if s else None for s in states
+        ]
         if kind == "GRU" and not node.get("linear_before_reset", 0):
             found = _written_out(w, sequence, wx, wh, bias, first[0], direction)
         else:
@@ -83,7 +85,11 @@ def _table(kind: str, wx: np.ndarray, wh: np.ndarray, bias: np.ndarray | None, s
     """Weights for the input, biases, weights for the state, in ncnn's order of gates."""
     order, gates = _GATES[kind], len(_GATES[kind])
     by_gate = [array.reshape(sides, gates, size, -1)[:, order] for array in (wx, wh)]
-    both = np.zeros((sides, 2, gates, size), np.float32) if bias is None else bias.reshape(sides, 2, gates, size)[:, :, order]
+    both = (
+        np.zeros((sides, 2, gates, size), np.float32)
+        if bias is None
+        else bias.reshape(sides, 2, gates, size)[:, :, order]
+    )
     if kind == "GRU":  # the last gate's two biases stay apart
         total = np.concatenate([both[:, 0, :2] + both[:, 1, :2], both[:, :, 2]], axis=1)
     else:

@@ -15,7 +15,13 @@ from write_moves import cut, joined, transposed
 from write_products import product
 
 # Parameter ids by axis (w, h, d): kernel, dilation, stride, padding before and behind.
-_CONV = {"kernel": (1, 11, 21), "dilation": (2, 12, 22), "stride": (3, 13, 23), "before": (4, 14, 24), "behind": (15, 16, 17)}
+_CONV = {
+    "kernel": (1, 11, 21),
+    "dilation": (2, 12, 22),
+    "stride": (3, 13, 23),
+    "before": (4, 14, 24),
+    "behind": (15, 16, 17),
+}
 _POOL = {"kernel": (1, 11, 21), "stride": (2, 12, 22), "before": (3, 13, 23), "behind": (14, 15, 16)}
 
 
@@ -105,7 +111,10 @@ def deconv(w: Writer, node: Node) -> None:
     if table is None:
         raise Refused("its weights are computed")
     window, group = Window(node, shape[2:], sizes[2:], made=after), int(node.get("group", 1))
-    spans = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(shape[2:], window.stride, window.kernel, window.dilation, strict=True)]
+    spans = [
+        (n - 1) * s + (k - 1) * d + 1
+        for n, s, k, d in zip(shape[2:], window.stride, window.kernel, window.dilation, strict=True)
+    ]
     extra = tuple(node.get("output_padding", (0,) * len(spans)))
     total = [span + more - size for span, more, size in zip(spans, extra, after[2:], strict=True)]
     before = list(window.before)
@@ -124,7 +133,9 @@ def deconv(w: Writer, node: Node) -> None:
     params |= {6: table.size} | ({7: group} if group > 1 else {})
     if many:
         result.insert(1, shape[0])
-    y = w.layer(kind, [held], tuple(result), params, weight(np.ascontiguousarray(grouped)), b"" if bias is None else raw(bias))
+    y = w.layer(
+        kind, [held], tuple(result), params, weight(np.ascontiguousarray(grouped)), b"" if bias is None else raw(bias)
+    )
     constant = np.zeros(sizes[1] * group, np.float32) if bias is None else bias
     for axis, (start, size, span) in enumerate(zip(before, after[2:], spans, strict=True), 2 if many else 1):
         y = cut(w, y, axis, start, min(start + size, span))
@@ -286,7 +297,10 @@ def _weights(w: Writer, node: Node, shape: Shape, after: Shape, axis: int, scale
         place = axis - (len(shape) - rank)
         feeds["roi"] = np.float32([0, region[place], 1, region[place + rank]])
         inputs[1] = "roi"
-    values = [onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for k, v in feeds.items()]
+    values = [
+        onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for k, v in feeds.items()
+    ]
     made = onnx.helper.make_node("Resize", inputs, ["y"], **attributes)
     graph = onnx.helper.make_graph([made], "one", values, [onnx.ValueInfoProto(name="y")])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=10)
