@@ -39,7 +39,7 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
-from tflite_forms import same_shapes_for_where
+from tflite_forms import elu_of_one, same_shapes_for_where
 
 IR_VERSION = 10  # the newest that every pinned package here reads
 FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
@@ -87,6 +87,7 @@ def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
     model.ir_version = min(model.ir_version, IR_VERSION)
     model = with_shapes(model)
     flatten_products(model.graph)
+    elu_of_one(model.graph)
     same_shapes_for_where(model.graph)
     model = with_shapes(model)
     copy = folder / "model.onnx"

@@ -5,6 +5,29 @@ import onnx
 from onnx import numpy_helper
 
 
+def elu_of_one(graph: onnx.GraphProto) -> None:
+    """Elu with another alpha than 1, which LiteRT's doesn't have: relu(x) - alpha * relu(-elu(x))."""
+    nodes = []
+    for node in graph.node:
+        alpha = next((a.f for a in node.attribute if a.name == "alpha"), 1.0)
+        if node.op_type != "Elu" or alpha == 1.0:
+            nodes.append(node)
+            continue
+        x, y = node.input[0], node.output[0]
+        graph.initializer.append(numpy_helper.from_array(np.float32([-alpha]), f"{y}_alpha"))
+        for op, inputs, output in (
+            ("Elu", [x], f"{y}_one"),
+            ("Neg", [f"{y}_one"], f"{y}_opposite"),
+            ("Relu", [f"{y}_opposite"], f"{y}_below"),
+            ("Mul", [f"{y}_below", f"{y}_alpha"], f"{y}_scaled"),
+            ("Relu", [x], f"{y}_above"),
+            ("Add", [f"{y}_above", f"{y}_scaled"], y),
+        ):
+            nodes.append(onnx.helper.make_node(op, inputs, [output], name=f"n_{output}"))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def same_shapes_for_where(graph: onnx.GraphProto) -> None:
     """Give the three inputs of every Where on floats the output's shape.
 
