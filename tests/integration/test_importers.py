@@ -239,6 +239,12 @@ def test_an_operator_that_only_takes_more_types_now_is_no_newer_operator(tmp_pat
     assert from_onnx(tmp_path, model).agrees().model.opset == 26
 
 
+def test_an_old_opset_with_operators_that_never_changed_is_taken(tmp_path: Path) -> None:
+    surface = [helper.make_tensor_value_info(name, TensorProto.BOOL, [2, 3]) for name in ("x", "y")]
+    model = make([helper.make_node("Not", ["x"], ["y"])], surface[:1], surface[1:], opset=1)
+    assert from_onnx(tmp_path, model).agrees().model.opset == 17
+
+
 def test_an_operator_whose_meaning_changed_is_refused_by_name(tmp_path: Path) -> None:
     surface = [helper.make_tensor_value_info(name, TensorProto.UINT8, [2]) for name in ("x", "by", "y")]
     model = make([helper.make_node("BitShift", ["x", "by"], ["y"], direction="LEFT")], surface[:2], surface[2:], opset=28)  # fmt: skip  # noqa: E501

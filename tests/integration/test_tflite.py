@@ -389,6 +389,16 @@ def test_what_a_where_does_not_take_stays_out_even_if_it_is_nan(tmp_path: Path) 
     np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
+def test_an_elu_with_an_alpha_of_its_own_keeps_it(tmp_path: Path) -> None:
+    node = helper.make_node("Elu", ["x"], ["y"], alpha=2.0)
+    model = net(tmp_path / "m.onnx", [node], [("x", FLOAT, [1, 6])], [("y", FLOAT, [1, 6])])
+    x = RNG.standard_normal((1, 1, 6)).astype(np.float32)
+
+    (got,) = ran(made(model, Precision.FP32, tmp_path / "fp32"), model, tmp_path / "in", x)
+
+    np.testing.assert_allclose(got, expected(model, x)[0], atol=1e-6)
+
+
 def test_a_model_that_fails_with_an_operator_written_out_is_tried_with_it(tmp_path: Path) -> None:
     """Attention on rank 3: the written-out form doesn't run in LiteRT, onnx2tf's own does."""
     node = helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=3, kv_num_heads=3)
