@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from edgepack import operators, steps, verify
 from edgepack.cache import Cache
-from edgepack.errors import ModelError, Unsupported, VariantError
+from edgepack.errors import ModelError, Unsupported, UsageError, VariantError
 from edgepack.interfaces import Engine
 from edgepack.plan import NEEDS_DATA, NEEDS_DATA_HINT, BuildPlan
 from edgepack.types import Model, Outcome, Precision, Problem, Variant
@@ -67,7 +67,7 @@ def check(plan: BuildPlan, cache: Cache) -> CheckResult:
     for of_set in sets:
         try:
             rows += _at(of_set, cache, steps.import_model(of_set, cache)).rows
-        except ModelError as error:
+        except (ModelError, UsageError) as error:
             reason = f"the model at the shapes of {of_set.input_set}: {error.id}: {error.message}"
             failed = Finding(effect="failed", node="", op="", reason=reason, hint=error.hint)
             rows += [Coverage(variant=variant, answer="no", findings=(failed,)) for variant in of_set.variants]
