@@ -101,6 +101,7 @@ def make_bundle(
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             (scratch / path).write_bytes(content)
         profile = config.load_target(target)
+        shapes = {name: {"dtype": "float32", "shape": [size]} for size, name in enumerate(sets, 5)}
         spec = {"name": "x", "dtype": "float32", "shape": [4]}
         facts = {
             "name": name,
@@ -108,12 +109,8 @@ def make_bundle(
             "inputs": [spec],
             "outputs": [{**spec, "name": "y"}],
             "input_sets": [
-                {
-                    "name": name,
-                    "inputs": [{**spec, "shape": [size]}],
-                    "outputs": [{**spec, "name": "y", "shape": [size]}],
-                }
-                for size, name in enumerate(sets, 5)
+                {"name": name, "inputs": [{"name": "x", **how}], "outputs": [{"name": "y", **how}]}
+                for name, how in shapes.items()
             ],
             "variants": [
                 {
