@@ -168,8 +168,9 @@ def _refused(outcome: Outcome) -> Coverage:
 def text(result: CheckResult) -> str:
     """The answers for people."""
     lines = []
+    width = max(len(str(row.variant)) for row in result.rows)
     for row in result.rows:
-        lines.append(f"{row.variant!s:<18} {row.answer}")
+        lines.append(f"{row.variant!s:<{width}} {row.answer}")
         for finding in row.findings:
             many = f" and {finding.count - 1} more" if finding.count > 1 else ""
             where = f"{finding.op} {finding.node!r}{many}: " if finding.op else ""
