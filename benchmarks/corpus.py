@@ -1,6 +1,8 @@
 """Every model of a corpus through import, simplify and each engine's float32, beside the bare tools: docs/corpus.md.
 
-    python benchmarks/corpus.py --scratch DIR [--every 8] [--only NAME]... [--engine NAME]... [--bare] [--report]
+    python benchmarks/corpus.py --scratch DIR [--every 8] [--only NAME]... [--engine NAME]... [--bare]
+    python benchmarks/corpus.py --scratch DIR --rules      # edgepack/operators_measured.toml from what is there
+    python benchmarks/corpus.py --scratch DIR --report     # docs/corpus.md from what is there
 
 The corpus: the node tests of onnx.backend.test (small models with inputs and expected outputs). Each model is taken
 as `edgepack build` takes it (same importer, passes, engines, bounds; made-up verification samples), without harness.
@@ -13,7 +15,8 @@ What a build would ship is then run on the test's own inputs and held against th
     WRONG        shipped, but the test's outputs don't come out
     TRACEBACK    an error that edgepack has no sentence for
 
-Results are kept as JSON lines, one for each model, and a model that is there is not tried again.
+Results are kept as JSON lines, one for each model, and a model that is there is not tried again. What import and passes
+made is kept too: with --prepared, engines are tried on that, and nothing is imported again.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from corpus_tools import forks, page
+from corpus_tools import forks, page, rules
 
 from edgepack import artifact as artifacts
-from edgepack import calibration, converter, plugins, steps, verify
+from edgepack import calibration, converter, coverage, plugins, steps, verify
 from edgepack.cache import Entry
 from edgepack.config import BOUNDS
 from edgepack.errors import EdgepackError, Unsupported, UsageError
@@ -43,7 +46,11 @@ from edgepack.types import Artifact, Model, Precision
 PAGE = Path(__file__).parent.parent / "docs" / "corpus.md"
 TOOLS = Path(__file__).parent / "corpus_tools"
 ENGINES = ("onnxruntime", "tflite", "ncnn")
-BARE = {"bare onnx2tf": ("bare_onnx2tf", "onnx_to_tflite"), "bare pnnx": ("bare_pnnx", "onnx_to_ncnn")}
+BARE = {
+    "bare onnxruntime": ("bare_onnxruntime", "run_onnxruntime"),
+    "bare onnx2tf": ("bare_onnx2tf", "onnx_to_tflite"),
+    "bare pnnx": ("bare_pnnx", "onnx_to_ncnn"),
+}
 MADE_UP = 4
 FP32 = BOUNDS[Precision.FP32]
 
@@ -54,9 +61,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--only", action="append", default=[])
-    parser.add_argument("--engine", action="append", default=[])
+    parser.add_argument("--engine", action="append", default=[], help="only these; none: import and passes alone")
     parser.add_argument("--bare", action="store_true", help="also the bare tools")
     parser.add_argument("--again", action="store_true", help="try models again that have a result")
+    parser.add_argument("--prepared", action="store_true", help="take models that were imported before")
+    parser.add_argument("--rules", action="store_true", help="find the rules of operators_measured.toml")
     parser.add_argument("--report", action="store_true", help="write the page from what is there")
     options = parser.parse_args()
     scratch = options.scratch.absolute()
@@ -64,16 +73,21 @@ def main() -> None:
     chosen = [n for n in names[options.start :: options.every] if not options.only or n in options.only]
     chosen = options.only if options.only else chosen
     results = scratch / "results.jsonl"
-    if options.report:
-        page.write(PAGE, {n: r for n, r in read(results).items() if n in set(chosen)}, len(names), options.every)
-        return
     known = read(results)
+    if options.rules:
+        rules.write(known, scratch / "prepared", ENGINES)
+    if options.report:
+        page.write(PAGE, {n: predicted(r, scratch / "prepared" / n) for n, r in known.items()}, len(names))
+    if options.rules or options.report:
+        return
     forks.install()
     for name in chosen:
         if name in known and not options.again and (not options.bare or "bare onnx2tf" in known[name]):
             continue
-        work = scratch / "work" / name
-        found = examine(scratch / "node" / name, work, options.engine or ENGINES, bare=options.bare)
+        work, kept = scratch / "work" / name, scratch / "prepared" / name
+        case = scratch / "node" / name
+        engines = [e for e in ENGINES if e in (options.engine or ENGINES)]
+        found = examine(case, work, engines, bare=options.bare, kept=kept, again=not options.prepared)
         merged = {**known.get(name, {}), **found} if options.engine else found
         with results.open("a") as stream:
             stream.write(json.dumps({"name": name, **merged}) + "\n")
@@ -105,13 +119,29 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def examine(case: Path, work: Path, engines: tuple[str, ...] | list[str], *, bare: bool) -> dict[str, Any]:
-    """What becomes of one model: ``{"import": {...}, ENGINE: {...}}``, each with status, id and reason."""
+def examine(
+    case: Path,
+    work: Path,
+    engines: tuple[str, ...] | list[str],
+    *,
+    bare: bool,
+    kept: Path | None = None,
+    again: bool = True,
+) -> dict[str, Any]:
+    """What becomes of one model: ``{"import": {...}, ENGINE: {...}}``, each with status, id and reason.
+
+    What the import made is copied to `kept`, or with `again` False taken from there.
+    """
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     results: dict[str, Any] = {}
     try:
-        prepared = prepare(case, work)
+        if kept is not None and not again and (kept / "model").is_dir():
+            prepared = Prepared.load(kept)
+        else:
+            prepared = prepare(case, work)
+            if kept is not None:
+                prepared.save(kept)
         results["import"] = {"status": "right", "reason": prepared.note}
     except Exception as error:
         results["import"] = told(error)
@@ -127,12 +157,43 @@ def examine(case: Path, work: Path, engines: tuple[str, ...] | list[str], *, bar
     return results
 
 
+def predicted(result: dict[str, Any], kept: Path) -> dict[str, Any]:
+    """A result with what `edgepack check --quick` says of each engine beforehand: ``{"check": {ENGINE: bool}}``."""
+    if result["import"]["status"] != "right" or not (kept / "model").is_dir():
+        return result
+    model = Prepared.load(kept).model
+    return {**result, "check": {e: not coverage.expected(plugins.load("engines", e), model) for e in ENGINES}}
+
+
 class Prepared:
     """A model after import and passes, its samples (the last one is the test's own) and reference outputs."""
 
     def __init__(self, model: Model, samples: Path, reference: Path, count: int, wanted: list[Any], note: str) -> None:
         self.model, self.samples, self.reference = model, samples, reference
         self.count, self.wanted, self.note = count, wanted, note
+
+    def save(self, kept: Path) -> None:
+        """Write everything to `kept`."""
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        for name, folder in (("samples", self.samples), ("reference", self.reference)):
+            shutil.copytree(folder, kept / name)
+        (kept / "wanted").mkdir()
+        for index, value in enumerate(self.wanted):
+            if value is not None:
+                np.save(kept / "wanted" / f"{index}.npy", value)
+        (kept / "note.txt").write_text(self.note)
+        (kept / "model").mkdir()
+        for name in ("model.onnx", "model.json"):
+            shutil.copyfile(self.model.path.parent / name, kept / "model" / name)
+
+    @classmethod
+    def load(cls, kept: Path) -> Prepared:
+        """What `save` wrote."""
+        model = steps.read_model(Entry(path=kept / "model", digest="x", reused=False))
+        wanted = [load(kept / "wanted" / f"{index}.npy", None) for index in range(len(model.outputs))]
+        count = len(np.load(kept / "reference" / "0.npy"))
+        return cls(model, kept / "samples", kept / "reference", count, wanted, (kept / "note.txt").read_text())
 
 
 def prepare(case: Path, work: Path) -> Prepared:
@@ -158,7 +219,8 @@ def prepare(case: Path, work: Path) -> Prepared:
         reference.mkdir()
         try:
             importer.reference(source, model, options, samples, reference)
-            break
+            if not count or not has_data or not strays(reference, len(model.outputs)):
+                break
         except EdgepackError:  # made-up indices may be out of range: a user gives samples of his own then
             if not count or not has_data:
                 raise
@@ -185,6 +247,13 @@ def prepare(case: Path, work: Path) -> Prepared:
         if json.loads((out / "facts.json").read_text())["kept"]:
             model = steps.read_model(Entry(path=out, digest="x", reused=False))
     return Prepared(model, samples, reference, total, wanted, note)
+
+
+def strays(reference: Path, outputs: int) -> bool:
+    """Whether the made-up samples alone give NaN: they are out of the operator's domain."""
+    arrays = [np.load(reference / f"{index}.npy") for index in range(outputs)]
+    nan = [np.isnan(array).reshape(len(array), -1).any(axis=1) for array in arrays if array.dtype.kind == "f"]
+    return any(rows[:-1].any() and not rows[-1] for rows in nan)
 
 
 def one_engine(name: str, prepared: Prepared, out: Path) -> dict[str, str]:

@@ -187,20 +187,32 @@ def _astronaut(side: int, random: np.random.Generator) -> Image.Image:
 def bytes_of_files(part: str, count: int) -> np.ndarray:
     """[count, 1, 2048] int32: first and last bytes of real files of this Python's library, as magika prepares them.
 
-    Every kind of file there (.py, .so, .txt, .pyc, .exe ...) in turn; by file, every other one for calibration.
+    Every kind of file there (.py, .so, .txt, .pyc, .exe ...) in turn. Files are parted by the first word of their
+    names, so that a module and what is compiled from it are on one side; of files that look alike to magika only the
+    first is taken.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    kinds: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and path.stat().st_size >= 64 and "site-packages" not in path.parts:
-            kinds.setdefault(path.suffix, []).append(path)
-    parts = {kind: files[0 if part == "calibration" else 1 :: 2] for kind, files in kinds.items() if len(files) > 1}
-    picked: list[Path] = []
+    found = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.stat().st_size >= 64 and "site-packages" not in path.parts
+    ]
+    words = sorted({path.name.partition(".")[0] for path in found})
+    ours = set(words[0 if part == "calibration" else 1 :: 2])
+    kinds: dict[str, list[np.ndarray]] = {}
+    seen: set[bytes] = set()
+    for path in found:
+        row = _features(path)
+        if row.tobytes() not in seen:
+            seen.add(row.tobytes())
+            if path.name.partition(".")[0] in ours:
+                kinds.setdefault(path.suffix, []).append(row)
+    picked: list[np.ndarray] = []
     place = 0
     while len(picked) < count:
-        picked += [files[place] for files in parts.values() if place < len(files)]
+        picked += [rows[place] for rows in kinds.values() if place < len(rows)]
         place += 1
-    return np.stack([_features(path) for path in picked[:count]])[:, None]
+    return np.stack(picked[:count])[:, None]
 
 
 def _features(path: Path) -> np.ndarray:

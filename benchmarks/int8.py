@@ -1,38 +1,44 @@
 """Measure INT8 on every engine and write docs/int8.md.
 
-    EDGEPACK_CACHE=DIR python benchmarks/int8.py FOLDER_OF_PREPARE_MODELS [--only NAME]... [--effort E]... [--report]
+    EDGEPACK_CACHE=DIR python benchmarks/int8.py FOLDER_OF_PREPARE_MODELS [--only NAME]... [--engine NAME]...
+        [--effort E]... [--results DIR] [--report]
 
 Each model is imported, simplified and quantized with edgepack's own steps and cache; the files then run on the host's
 engines, one thread. EfficientNet-Lite0 is measured on 200 crops of 10 photographs and on 680 crops of 17 with bootstrap
-intervals over the photographs, the others on their verification inputs. Results are kept as JSON in the folder of the
-models, those of other efforts beside them.
+intervals over the photographs, the others on their verification inputs.
+
+What was measured is kept as JSON, a file per model, engine and effort, with a digest of all that decided it (model,
+samples, quantizers): the script can be stopped at any time, and does only what is missing when it runs again.
+`--report` writes the page from what is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import re
 import shutil
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import onnx
+from agreement import agreement
+from prepared import CROPS, Inputs, Prepared, entries, outputs, prepare, products, simulate, slug
 
-from edgepack import artifact, calibration, cli, converter, plugins, steps
-from edgepack.cache import Cache
+from edgepack import artifact, plugins, steps
+from edgepack.cache import sha256_text
 from edgepack.errors import EdgepackError
-from edgepack.resources import cache_root
-from edgepack.types import Int8Options, Model, Precision
+from edgepack.quantizers.static import StaticQuantizer, float_layers
+from edgepack.types import Artifact, Int8Options, Precision
 
-EFFORTS: tuple[Literal["fast", "normal", "high"], ...] = ("fast", "normal", "high")
-SETS = {"evaluation": "200 crops of 10 photographs", "wider": "680 crops of 17 photographs, drawings and pages"}
+Effort = Literal["fast", "normal", "high"]
+EFFORTS: tuple[Effort, ...] = ("fast", "normal", "high")
+MEASURED: tuple[Effort, ...] = ("normal", "high")
 ENGINES = ("onnxruntime", "tflite", "ncnn")
 PAGE = Path(__file__).parent.parent / "docs" / "int8.md"
-DRAWS = 2000
-SURE = 0.5
 HEAD = """\
 # INT8
 
@@ -58,204 +64,259 @@ something else is in the way (Hardswish, learned scales), a Mul is put beside th
 layer's sums** (GPTQ, Frantar et al. 2022, arXiv:2210.17323, on the covariance of what a layer reads), and keeps that
 where it is nearer on the calibration samples.
 
-LiteRT tries less and less in integers (`full`, `lean`, `dynamic`: see `quantize_tflite.py`) until the calibration
-samples' outputs reach 16 dB (at `high` the first two always). ONNX Runtime and ncnn keep every layer in integers but
-those that `keep_float` and `wide` name. (16-bit activations: ONNX Runtime has no integer kernel for them, LiteRT only
-slow reference kernels, so there such layers stay in float.) Samples are read one at a time: 512 photographs of 224x224
-take 297 MB (ONNX Runtime), 252 MB (LiteRT) and 189 MB (ncnn), no more than 64 do.
+LiteRT tries less and less in integers (see `quantize_tflite.py`) until the calibration samples' outputs are good enough
+(at `high` the first two recipes always). ONNX Runtime keeps every layer in integers but those that `keep_float` and
+`wide` name; ncnn leaves the most sensitive ones in float at `high`, with at most 5 % of the multiplications. (16-bit
+activations: ONNX Runtime has no integer kernel for them, LiteRT only slow reference kernels, so there such layers stay
+in float.) Samples are read one at a time; memory and time are in [int8-calibration.md](int8-calibration.md).
 
-A model that brings its own scales (QDQ) keeps them in ONNX Runtime. LiteRT can't take them over and refuses it.
+**No convolution falls back to float in ONNX Runtime**: its integer kernels add the bias in 32 bits, in steps of weight
+times activation. Channels that training left with next to no weights have steps so small that their bias doesn't fit,
+and one such channel kept a whole layer in float (26 of 49 in EfficientNet-Lite0, which ran four times as long for it).
+Weights of such channels get coarser steps. The file is an ONNX file with the integer kernels in it, each constant once.
 
-What was tried and not kept: correction for the mean that clipping activations takes away (no difference), least-error
-ranges for ncnn (0.7 dB worse on EfficientNet-Lite0, better on PP-OCR det).
+A model that brings its own scales (QDQ) keeps them in ONNX Runtime; biases that training left in float become int32.
+
+What was tried and not kept: correction for the mean that clipping activations takes away (no difference); `.ort` files
+for INT8 (their tables weigh as much as a small network).
 
 All figures compare the engine's outputs with the float model's: **SQNR** pooled over all samples, the worst output;
 **top-1** is agreement with the float model, not accuracy; **sure** the same where the float model's largest
-probability is above 0.5; **simulated** is the QDQ model with every pair computed in float: what the format allows
-with these scales, whatever the kernels do (sums in float32, which adds less than -120 dB).
+probability is above 0.5; **simulated** is ONNX Runtime's
+QDQ model of the same layers at the same effort with every pair computed in float: what 8 bits allow with these scales,
+whatever the kernels do (sums in float32, which adds less than -120 dB).
 """
+
+
+ALL = """\
+SQNR in dB, and top-1 agreement where the output is one vector of scores; then the share of multiply-accumulates that
+are left in float, and LiteRT's recipe where it isn't all integers.
+"""
+SIZES = """\
+Bytes at `normal` as a share of the same engine's fp32.
+"""
+TAIL = ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--engine", action="append", choices=ENGINES, default=[])
     parser.add_argument("--effort", action="append", choices=EFFORTS, default=[])
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--report", action="store_true", help="write the page from kept results")
     options = parser.parse_args()
     folder = options.folder.absolute()
-    results = folder / "int8"
-    results.mkdir(exist_ok=True)
-    entries = json.loads((folder / "models.json").read_text())
-    for entry in entries:
+    results = (options.results or folder / "int8").absolute()
+    results.mkdir(parents=True, exist_ok=True)
+    listed = entries(folder)
+    for entry in listed:
         if not options.report and (not options.only or entry["name"] in options.only):
-            kept = results / f"{slug(entry)}.json"
-            found = json.loads(kept.read_text()) if kept.is_file() else {}
-            found |= measure(entry, folder, results / "work", tuple(options.effort) or EFFORTS)
-            kept.write_text(json.dumps(found, indent=1))
-            sys.stderr.write(f"{entry['name']}: {json.dumps(found)}\n")
-    PAGE.write_text(page(entries, results))
+            prepared = prepare(entry, folder, results / "inputs", crops=tuple(CROPS.get(entry["name"], ())))
+            for effort in options.effort or MEASURED:
+                for engine in options.engine or ENGINES:
+                    Measuring(prepared, engine, effort, results).run()
+    PAGE.write_text(page([entry["name"] for entry in listed], results))
 
 
-def slug(entry: dict[str, Any]) -> str:
-    return "".join(c if c.isalnum() else "-" for c in entry["name"].lower())
+def kept(results: Path, name: str, engine: str, effort: str) -> Path:
+    return results / f"{slug(name)}-{engine}-{effort}.json"
 
 
-def measure(entry: dict[str, Any], folder: Path, work: Path, efforts: tuple[Any, ...]) -> dict[str, Any]:
-    """One model at each effort, on every engine and set: {effort: {set: {engine: metrics or why there are none}}}."""
-    os.chdir(entry["cwd"])
-    context = cli.build.make_context("build", [entry["source"], *entry["args"], "--target", "rk3588"])
-    plan = cli._plan(**{k: v for k, v in context.params.items() if k not in ("as_json", "dry_run")})
-    cache = Cache(cache_root())
-    model = steps.import_model(plan, cache)
-    samples = steps.samples_of(plan, cache, model)
-    model = steps.simplify(cache, model, samples, steps.run_onnx(cache, model, samples, "run the imported model"))
-    assert samples.calibration is not None
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    sets = {"verification": (samples.verify, np.arange(samples.verify_count))}
-    if entry["name"] == "EfficientNet-Lite0":
-        sets = {}
-        for name in SETS:
-            crops = folder / "photographs_224" / name
-            calibration.gather(crops, model.inputs, dict(plan.preprocess), work / name)
-            sets[name] = work / name, np.array([path.stem.partition("_")[2] for path in sorted(crops.iterdir())])
-    wanted = {name: simulate(model.path, model, inputs, work / f"{name}-float") for name, (inputs, _) in sets.items()}
-    found: dict[str, Any] = {effort: {name: {} for name in sets} for effort in efforts}
-    for effort in efforts:
-        for engine_name in ENGINES:
-            engine = plugins.load("engines", engine_name)
-            try:
-                base = engine.base(Precision.INT8)
-                floating = None if base is None else steps.export(cache, engine, model, base, None, None)
-                int8 = Int8Options(effort=effort)
-                made = steps.export(cache, engine, model, Precision.INT8, samples.calibration, floating, int8)
-                for name, (inputs, groups) in sets.items():
-                    out = work / f"{effort}-{engine_name}-{name}"
-                    out.mkdir()
-                    facts = engine.run(artifact.read(made.path), model, inputs, out)
-                    told = metrics(wanted[name], load(out, model), groups)
-                    told["bytes"] = sum((made.path / f).stat().st_size for f in artifact.read(made.path).files)
-                    told["ms"] = facts["latency_ms"]
-                    found[effort][name][engine_name] = told
-            except EdgepackError as error:
-                for name in sets:
-                    found[effort][name][engine_name] = str(error)
-        quantized = work / f"{effort}-qdq"
-        quantized.mkdir()
-        request = {
-            "model": str(model.path),
-            "samples": str(samples.calibration.path),
-            "int8": asdict(Int8Options(effort=effort)),
-        }
+@dataclass(frozen=True)
+class Measuring:
+    """One model by one engine at one effort."""
+
+    prepared: Prepared
+    engine: str
+    effort: Effort
+    results: Path
+
+    def run(self) -> None:
+        """Measure, unless the kept result was decided by the same things."""
+        file, key = kept(self.results, self.prepared.name, self.engine, self.effort), self.key()
+        if file.is_file() and json.loads(file.read_text())["key"] == key:
+            return
+        work = self.results / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
         try:
-            converter.convert("quantize_onnx", request, quantized)
-            for name, (inputs, groups) in sets.items():
-                simulated = simulate(quantized / "model.onnx", model, inputs, work / f"{effort}-simulated-{name}")
-                found[effort][name]["simulated"] = metrics(wanted[name], simulated, groups)
+            found = self.measure(work)
         except EdgepackError as error:
-            for name in sets:
-                found[effort][name]["simulated"] = str(error)
-    return found
+            found = {"refused": error.message}
+        file.write_text(json.dumps({"key": key, **found}, indent=1))
+        sys.stderr.write(f"{self.prepared.name}, {self.engine}, {self.effort}: {json.dumps(found)}\n")
 
-
-def simulate(file: Path, model: Model, inputs: Path, out: Path) -> list[np.ndarray]:
-    """Outputs by ONNX Runtime with no optimisation, so that pairs aren't fused."""
-    out.mkdir()
-    request = {
-        "files": [str(file)],
-        "inputs": [spec.name for spec in model.inputs],
-        "outputs": [spec.name for spec in model.outputs],
-        "samples": str(inputs),
-        "optimize": False,
-    }
-    converter.convert("run_onnxruntime", request, out)
-    return load(out, model)
-
-
-def load(folder: Path, model: Model) -> list[np.ndarray]:
-    return [np.load(folder / f"{index}.npy") for index in range(len(model.outputs))]
-
-
-def metrics(wanted: list[np.ndarray], got: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:
-    """SQNR of the worst output with its interval, and for a single vector of scores the agreement of the largest."""
-    count = len(wanted[0])
-    ratios = []
-    for exact, value in zip(wanted, got, strict=True):
-        if exact.dtype.kind == "f":
-            flat = exact.reshape(count, -1).astype(np.float64)
-            noise = np.square(flat - value.reshape(count, -1)).sum(axis=1)
-            ratios.append((np.square(flat).sum(axis=1), noise))
-    power, noise = min(ratios, key=lambda pair: decibels(pair[0].sum(), pair[1].sum()))
-    found: dict[str, Any] = {"sqnr": decibels(power.sum(), noise.sum())}
-    names = np.unique(groups)
-    draws = np.random.default_rng(0).integers(0, len(names), (DRAWS, len(names)))
-    members = [np.flatnonzero(groups == name) for name in names]
-    powers, noises = (np.array([v[m].sum() for m in members]) for v in (power, noise))
-    found["sqnr_interval"] = interval([decibels(powers[d].sum(), noises[d].sum()) for d in draws])
-    scores = wanted[0].reshape(count, -1)
-    if len(wanted) == 1 and scores.shape[1] >= 3 and max(wanted[0].shape[1:]) == scores.shape[1]:
-        kept = scores.argmax(axis=1) == got[0].reshape(count, -1).argmax(axis=1)
-        found["top1"] = float(kept.mean())
-        share, sizes = (np.array([f(kept[m]) for m in members]) for f in (np.sum, len))
-        found["top1_interval"] = interval([share[d].sum() / sizes[d].sum() for d in draws])
-        stretched = np.exp(scores - scores.max(axis=1, keepdims=True))
-        sure = (stretched / stretched.sum(axis=1, keepdims=True)).max(axis=1) > SURE
-        found["sure"] = [int(kept[sure].sum()), int(sure.sum())]
-    return found
-
-
-def decibels(power: float, noise: float) -> float:
-    return float(min(200.0, 10.0 * np.log10(max(power, 1e-30) / max(noise, 1e-30))))
-
-
-def interval(values: list[float]) -> list[float]:
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
-
-
-def page(entries: list[dict[str, Any]], results: Path) -> str:
-    parts = [HEAD]
-    kept = {e["name"]: results / f"{slug(e)}.json" for e in entries}
-    found = {name: json.loads(path.read_text()) for name, path in kept.items() if path.is_file()}
-    for name in SETS:
-        rows = [
-            (engine, effort, item)
-            for engine in (*ENGINES, "simulated")
-            for effort in EFFORTS
-            if isinstance(item := found.get("EfficientNet-Lite0", {}).get(effort, {}).get(name, {}).get(engine), dict)
-        ]
-        if not rows:
-            continue
-        parts.append(
-            f"## EfficientNet-Lite0, {SETS[name]}\n\n64 calibration crops of 9 other photographs; 95 % intervals by "
-            "bootstrap over the photographs. INT8 everywhere, no layer in float.\n\n"
-            "| engine | effort | SQNR dB | top-1 | sure | MB |\n|---|---|---|---|---|---:|"
+    def key(self) -> str:
+        """Changes with all that decides the result but the environment of the converters."""
+        engine, model = plugins.load("engines", self.engine), self.prepared.model
+        tools = {*engine.tools(Precision.INT8), *engine.tools(Precision.FP32)}
+        return sha256_text(
+            "\n".join((plugins.digest(engine, tuple(tools)), model.digest, self.prepared.calibration.digest))
         )
-        for engine, effort, item in rows:
-            low, high = item["sqnr_interval"]
-            least, most = item["top1_interval"]
-            size = f"{item['bytes'] / 1e6:.2f}" if "bytes" in item else "-"
-            ratio, kept_share = f"{item['sqnr']:.1f} ({low:.1f} to {high:.1f})", f"{item['top1']:.3f}"
-            sure = f"{item['sure'][0]}/{item['sure'][1]}"
-            parts.append(
-                f"| {engine} | {effort} | {ratio} | {kept_share} ({least:.2f} to {most:.2f}) | {sure} | {size} |"
-            )
-        parts.append("")
-    parts.append("## All models\n\nSQNR in dB, and top-1 agreement where the output is one vector of scores.\n")
-    columns = (*ENGINES, "simulated")
-    parts.append("| model | effort | " + " | ".join(columns) + " |\n|---" + "|---" * (len(columns) + 1) + "|")
-    for name, efforts in found.items():
+
+    def measure(self, work: Path) -> dict[str, Any]:
+        """Sizes, agreement on each set, and beside it that of the same layers with ideal kernels."""
+        prepared, model = self.prepared, self.prepared.model
+        engine = plugins.load("engines", self.engine)
+        floating = steps.export(prepared.cache, engine, model, Precision.FP32, None, None)
+        started = time.monotonic()
+        made = self.quantize(floating.path, work)
+        found: dict[str, Any] = {"seconds": time.monotonic() - started, "bytes": size(made)}
+        found |= {"fp32_bytes": size(artifact.read(floating.path)), "calibration_db": made.facts.get("sqnr_db")}
+        found |= {key: made.facts[key] for key in ("recipe", "ranges", "rounding", "equalised") if key in made.facts}
+        work_of = products(model.path)
+        in_float = sorted(work_of.keys() & self.in_float(made, floating.path))
+        found["float"] = in_float
+        found["float_macs"] = sum(work_of[name] for name in in_float) / max(1, sum(work_of.values()))
+        found["sets"], found["simulated"] = {}, {}
+        ideal = self.ideal(in_float if made.facts.get("kept_float") else [])
+        for name, inputs in prepared.sets.items():
+            out = work / name
+            out.mkdir()
+            ran = engine.run(made, model, inputs.folder, out)
+            found["ms"] = ran["latency_ms"]
+            found["sets"][name] = agreement(inputs.wanted, outputs(out, model), inputs.groups)
+            found["simulated"][name] = self.simulated(ideal, name, inputs)
+        return found
+
+    def quantize(self, floating: Path, work: Path) -> Artifact:
+        """The engine's INT8 files, by what `edgepack build` runs."""
+        engine, model = plugins.load("engines", self.engine), self.prepared.model
+        out, options = work / "int8", Int8Options(effort=self.effort)
+        out.mkdir()
+        if self.engine != "onnxruntime":
+            engine.export(model, Precision.INT8, self.prepared.calibration, floating, out, options)
+            return artifact.read(out)
+        folder = self.ideal([])  # its pairs are what the ideal kernels run as well
+        operators = tuple(sorted({node.op_type for node in onnx.load(folder / "model.onnx").graph.node}))
+        pairs = replace(model, path=folder / "model.onnx", operators=operators)
+        engine.export(pairs, Precision.INT8, self.prepared.calibration, None, out, options)
+        facts = {**json.loads((folder / "chosen.json").read_text()), "float": float_layers(folder / "model.onnx")}
+        return replace(artifact.read(out), facts=facts)
+
+    def in_float(self, made: Artifact, floating: Path) -> set[str]:
+        """Layers that compute in float, by the first outputs of the source's nodes."""
+        told = [each.partition(" ")[2] for each in made.facts.get("float", ())]
+        names = set(made.facts.get("kept_float", ()))
+        if self.engine == "ncnn":
+            names |= {made.facts["names"].get(name, name) for name in told}
+        elif self.engine == "onnxruntime":
+            names |= set(told)
+        elif made.facts.get("recipe") != "dynamic":  # whose outputs are float although its products aren't
+            layers = json.loads((floating / "layers.json").read_text())
+            names |= {layers.get(re.split("[_;]", name)[0], "") for name in told}
+        return names
+
+    def ideal(self, in_float: list[str]) -> Path:
+        """A folder with the model's pairs (`model.onnx`) at this effort, but for the layers that stay in float."""
+        quantizer, model = StaticQuantizer(), self.prepared.model
+        options = Int8Options(effort=self.effort, keep_float=tuple(in_float))
+        digest = plugins.digest(quantizer, quantizer.tools)
+        key = sha256_text(json.dumps([digest, model.digest, self.prepared.calibration.digest, asdict(options)]))
+        folder = self.prepared.folder / f"pairs-{key[:12]}"
+        if not (folder / "chosen.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            chosen = quantizer.quantize(model, self.prepared.calibration, options, folder)
+            (folder / "chosen.json").write_text(json.dumps(chosen))
+        return folder
+
+    def simulated(self, pairs: Path, name: str, inputs: Inputs) -> dict[str, Any]:
+        """Agreement of a model with pairs whose kernels are all computed in float."""
+        file = pairs / f"{name}.json"
+        if not file.is_file():
+            out = self.results / "work" / f"{name}-simulated"
+            got = simulate(pairs / "model.onnx", self.prepared.model, inputs.folder, out)
+            file.write_text(json.dumps(agreement(inputs.wanted, got, inputs.groups)))
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+
+def size(made: Artifact) -> int:
+    return sum((made.folder / file).stat().st_size for file in made.files)
+
+
+Rows = dict[tuple[str, str, str], dict[str, Any]]  # by model, engine and effort
+
+
+def page(names: list[str], results: Path) -> str:
+    rows: Rows = {}
+    for name in names:
+        for engine in ENGINES:
+            for effort in EFFORTS:
+                file = kept(results, name, engine, effort)
+                if file.is_file():
+                    rows[name, engine, effort] = json.loads(file.read_text())
+    parts = [HEAD]
+    for name, sets in CROPS.items():
+        for key, title in sets.items():
+            parts += [f"## {name}, {title}\n", with_intervals(rows, name, key)]
+    parts += ["## All models\n", ALL, all_models(rows, names)]
+    parts += ["## Sizes\n", SIZES, sizes(rows, names), TAIL]
+    return "\n".join(parts)
+
+
+def table(head: list[str], rows: list[list[str]], numbers: int = 0) -> str:
+    """A table of Markdown; the last columns, `numbers` of them, are numbers."""
+    marks = ["---"] * (len(head) - numbers) + ["---:"] * numbers
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *rows]) + "\n"
+
+
+def with_intervals(rows: Rows, name: str, key: str) -> str:
+    lines = []
+    for (_, engine, effort), row in rows.items():
+        if _ == name and key in row.get("sets", {}):
+            item, ideal = row["sets"][key], row["simulated"][key]
+            lines.append([
+                engine, effort, spread(item, "sqnr", ".1f"), spread(item, "top1", ".3f"), "{}/{}".format(*item["sure"]),
+                f"{ideal['sqnr']:.1f}, {ideal['top1']:.3f}", f"{row['float_macs']:.1%} ({len(row['float'])})",
+                f"{row['bytes'] / 1e6:.2f}", f"{row['bytes'] / row['fp32_bytes']:.1%}",
+            ])  # fmt: skip
+    head = ["engine", "effort", "SQNR dB", "top-1", "sure", "simulated", "float MACs", "MB", "of fp32"]
+    return table(head, lines, 3)
+
+
+def spread(item: dict[str, Any], key: str, form: str) -> str:
+    low, high = item[f"{key}_interval"]
+    return f"{item[key]:{form}} ({low:{form}} to {high:{form}})"
+
+
+def all_models(rows: Rows, names: list[str]) -> str:
+    lines = []
+    for name in names:
         for effort in EFFORTS:
-            for item in list(efforts.get(effort, {}).values())[:1]:
-                cells = " | ".join(cell(item.get(column, "")) for column in columns)
-                parts.append(f"| {name} | {effort} | {cells} |")
-    return "\n".join(parts) + "\n"
+            found = [rows.get((name, engine, effort)) for engine in ENGINES]
+            if any(found):
+                ideal = next((row["simulated"] for row in found if row and "simulated" in row), None)
+                simulated = cell(next(iter(ideal.values()))) if ideal else ""
+                lines.append([name, effort, *map(result, found), simulated])
+    return table(["model", "effort", *ENGINES, "simulated"], lines)
 
 
-def cell(item: dict[str, Any] | str) -> str:
-    if isinstance(item, str):
+def result(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if "refused" in row:
         return "not built"
+    left = f", {row['float_macs']:.1%} float" if row["float"] else ""
+    recipe = f", {row['recipe']}" if row.get("recipe", "full") != "full" else ""
+    return cell(next(iter(row["sets"].values()))) + left + recipe
+
+
+def cell(item: dict[str, Any]) -> str:
     return f"{item['sqnr']:.1f}" + (f", {item['top1']:.2f}" if "top1" in item else "")
+
+
+def sizes(rows: Rows, names: list[str]) -> str:
+    lines = []
+    for name in names:
+        found = [rows.get((name, engine, "normal"), {}) for engine in ENGINES]
+        shown = [f"{r['bytes'] / r['fp32_bytes']:.1%} ({r['bytes']})" if "bytes" in r else "" for r in found]
+        if any(shown):
+            lines.append([name, *shown])
+    return table(["model", *ENGINES], lines, 3)
 
 
 if __name__ == "__main__":

@@ -5,29 +5,29 @@
 DIR of --tools holds the two programs, built from upstream's source (`cmake -DNCNN_BUILD_TOOLS=ON -DNCNN_SIMPLEOCV=ON`,
 targets ncnn2table and ncnn2int8). Both sides get the same float files and the same calibration samples (upstream's
 as .npy, methods kl and aciq), and the same wheel runs what they make, on the same inputs as in `int8.py`.
-`--report` writes the page again from kept results.
+Results are kept as JSON, a file per model; what was measured with the same tools isn't measured again, and `--report`
+writes the page from what is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import int8 as figures
 import numpy as np
+from agreement import agreement
+from prepared import Prepared, entries, outputs, prepare, slug
 
 from edgepack import artifact as artifacts
-from edgepack import calibration, cli, plugins, steps
-from edgepack.cache import Cache
+from edgepack import plugins, steps
+from edgepack.cache import sha256_text
 from edgepack.errors import EdgepackError
-from edgepack.resources import cache_root
 from edgepack.types import Artifact, Int8Options, Model, Precision
 
 PAGE = Path(__file__).parent.parent / "docs" / "ncnn_int8.md"
@@ -35,7 +35,7 @@ MODELS = (
     "EfficientNet-Lite0", "PP-OCRv4 det", "PP-OCRv2 cls", "MTCNN P-Net", "MTCNN R-Net", "MTCNN O-Net",
     "BlazeFace front", "light_squeezenet",
 )  # fmt: skip
-EFFORTS = ("fast", "normal", "high")
+EFFORTS: tuple[Literal["fast", "normal", "high"], ...] = ("fast", "normal", "high")
 METHODS = ("kl", "aciq")
 HEAD = """\
 # ncnn INT8
@@ -83,65 +83,68 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tools", type=Path)
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--report", action="store_true", help="write the page from kept results")
     options = parser.parse_args()
     folder = options.folder.absolute()
-    results = folder / "ncnn_upstream_int8"
-    results.mkdir(exist_ok=True)
-    entries = [e for e in json.loads((folder / "models.json").read_text()) if e["name"] in MODELS]
-    if not options.report:
-        tools = options.tools.absolute()
-        for entry in entries:
-            if not options.only or entry["name"] in options.only:
-                found = measure(entry, folder, results / "work", tools)
-                (results / f"{figures.slug(entry)}.json").write_text(json.dumps(found, indent=1))
-                sys.stderr.write(f"{entry['name']}: {json.dumps(found)}\n")
-    kept = {e["name"]: results / f"{figures.slug(e)}.json" for e in entries}
+    results = (options.results or folder / "ncnn_upstream_int8").absolute()
+    tools = None if options.report else options.tools.absolute()
+    results.mkdir(parents=True, exist_ok=True)
+    for entry in (e for e in entries(folder) if e["name"] in MODELS):
+        if tools is not None and (not options.only or entry["name"] in options.only):
+            prepared = prepare(entry, folder, results.parent / "inputs", crops=("evaluation",))
+            file = results / f"{slug(entry['name'])}.json"
+            known = json.loads(file.read_text()) if file.is_file() else {}
+            found = measure(prepared, results / "work", tools, known)
+            file.write_text(json.dumps(found, indent=1))
+            sys.stderr.write(f"{entry['name']}: {json.dumps(found)}\n")
+    kept = {name: results / f"{slug(name)}.json" for name in MODELS}
     PAGE.write_text(page({name: json.loads(path.read_text()) for name, path in kept.items() if path.is_file()}))
 
 
-def measure(entry: dict[str, Any], folder: Path, work: Path, tools: Path) -> dict[str, Any]:
-    """One model by every effort and every method of upstream's: metrics, or the reason why there are none."""
-    os.chdir(entry["cwd"])
-    context = cli.build.make_context("build", [entry["source"], *entry["args"], "--target", "rk3588"])
-    plan = cli._plan(**{k: v for k, v in context.params.items() if k not in ("as_json", "dry_run")})
-    cache = Cache(cache_root())
-    model = steps.import_model(plan, cache)
-    samples = steps.samples_of(plan, cache, model)
-    model = steps.simplify(cache, model, samples, steps.run_onnx(cache, model, samples, "run the imported model"))
-    assert samples.calibration is not None
+def measure(prepared: Prepared, work: Path, tools: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """One model by every effort and every method of upstream's: metrics, or the reason why there are none.
+
+    What is `known` and was decided by the same model, samples and quantizer isn't measured again.
+    """
+    model, (inputs,) = prepared.model, prepared.sets.values()
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    inputs, groups = samples.verify, np.arange(samples.verify_count)
-    crops = folder / "photographs_224" / "evaluation"
-    if entry["name"] == "EfficientNet-Lite0":
-        inputs = work / "inputs"
-        calibration.gather(crops, model.inputs, dict(plan.preprocess), inputs)
-        groups = np.array([path.stem.partition("_")[2] for path in sorted(crops.iterdir())])
+    work.mkdir(parents=True)
     engine = plugins.load("engines", "ncnn")
-    floating = steps.export(cache, engine, model, Precision.FP32, None, None)
+    floating = steps.export(prepared.cache, engine, model, Precision.FP32, None, None)
     base = artifacts.read(floating.path)
-    wanted = figures.simulate(model.path, model, inputs, work / "float")
 
     def result(made: Artifact, name: str, seconds: float) -> dict[str, Any]:
         out = work / f"ran-{name}"
         out.mkdir()
-        engine.run(made, model, inputs, out)
+        engine.run(made, model, inputs.folder, out)
         sizes = sum((made.folder / file).stat().st_size for file in made.files)
-        metrics = figures.metrics(wanted, figures.load(out, model), groups)
+        metrics = agreement(inputs.wanted, outputs(out, model), inputs.groups)
         return {**metrics, "bytes": sizes, "seconds": seconds, "kept": len(made.facts.get("kept_float", ()))}
 
-    found: dict[str, Any] = {}
+    data = f"{floating.digest} {prepared.calibration.digest} {inputs.folder}"
+    keys = {
+        "theirs": sha256_text(data),
+        "ours": sha256_text(data + plugins.digest(engine, engine.tools(Precision.INT8))),
+    }
+    same = {name for name, key in keys.items() if known.get(f"key of {name}") == key}
+    found: dict[str, Any] = {f"key of {name}": key for name, key in keys.items()}
     for effort in EFFORTS:
+        if "ours" in same:
+            found[effort] = known[effort]
+            continue
         out = work / effort
         out.mkdir()
         started = time.monotonic()
         try:
-            engine.export(model, Precision.INT8, samples.calibration, floating.path, out, Int8Options(effort=effort))
+            options = Int8Options(effort=effort)
+            engine.export(model, Precision.INT8, prepared.calibration, floating.path, out, options)
             found[effort] = result(artifacts.read(out), effort, time.monotonic() - started)
         except EdgepackError as error:
             found[effort] = str(error)
-    lists = samples_for_upstream(base, samples.calibration.path, work)
+    if "theirs" in same:
+        return {**found, **{method: known[method] for method in METHODS}}
+    lists = samples_for_upstream(base, prepared.calibration.path, work)
     for method in METHODS:
         out = work / method
         out.mkdir()
@@ -150,7 +153,7 @@ def measure(entry: dict[str, Any], folder: Path, work: Path, tools: Path) -> dic
             upstream(base, model, lists, out, method, tools)
             artifacts.write(Artifact(**{**vars(base), "folder": out, "facts": {"precision": "int8"}}))
             found[method] = result(artifacts.read(out), method, time.monotonic() - started)
-        except (subprocess.CalledProcessError, EdgepackError) as error:
+        except (subprocess.CalledProcessError, EdgepackError, ValueError) as error:  # the last: outputs of another size
             found[method] = str(error)
     return found
 

@@ -15,8 +15,9 @@ def command(model_options: Callable[..., Any], plan: Callable[..., Any]) -> clic
     @click.command()
     @click.argument("model")
     @model_options
+    @click.option("--quick", is_flag=True, help="Don't convert: answer from what is known of operators.")
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-    def check(as_json: bool, **options: Any) -> None:
+    def check(quick: bool, as_json: bool, **options: Any) -> None:
         """Say which engines can do MODEL at which precision, and which operators stand in the way.
 
         Exit code 3: no variant can be built. Steps that it takes are kept for the build.
@@ -29,7 +30,7 @@ def command(model_options: Callable[..., Any], plan: Callable[..., Any]) -> clic
         chosen = plan(**options)
         for script in sorted(needed_scripts(chosen)):
             converter.environment(script)
-        result = coverage.check(chosen, Cache(cache_root()))
+        result = coverage.check(chosen, Cache(cache_root()), quick=quick)
         if as_json:
             click.echo(json.dumps(report.document("check", **coverage.content(result)), indent=1, allow_nan=False))
         else:

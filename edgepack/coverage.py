@@ -19,8 +19,9 @@ from edgepack.interfaces import Engine
 from edgepack.plan import NEEDS_DATA, NEEDS_DATA_HINT, BuildPlan
 from edgepack.types import Model, Outcome, Precision, Problem, Variant
 
-Effect = Literal["refused", "failed", "dropped", "float"]
-Answer = Literal["yes", "likely", "no"]
+Effect = Literal["refused", "failed", "dropped", "float", "unlikely"]
+Answer = Literal["yes", "likely", "unlikely", "no"]
+CAUSES = 3
 TOO_FAR_HINT = "Use another engine, or set [bounds] in a target profile if that is near enough."
 
 
@@ -38,7 +39,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """The answer for one variant: ``yes`` was tried, ``likely`` has no known obstacle, ``no`` has a finding."""
+    """The answer for one variant.
+
+    ``yes`` was tried, ``likely`` has no known obstacle, ``unlikely`` was not tried and has one, ``no`` has a finding.
+    """
 
     variant: Variant
     answer: Answer
@@ -54,19 +58,19 @@ class CheckResult:
     synthetic: bool
 
 
-def check(plan: BuildPlan, cache: Cache) -> CheckResult:
-    """Say for every engine and precision of the plan what a build would meet.
+def check(plan: BuildPlan, cache: Cache, *, quick: bool = False) -> CheckResult:
+    """Say for every engine and precision of the plan what a build would meet; `quick`: by the tables alone.
 
     Raises `ModelError` when the source can't be imported, or its ONNX form is wrong; at the shapes of an input set that
     is an answer.
     """
     imported = steps.import_model(plan, cache)
     first, *sets = plan.for_sets(imported.inputs).values()
-    result = _at(first, cache, imported)
+    result = _at(first, cache, imported, quick)
     rows = list(result.rows)
     for of_set in sets:
         try:
-            rows += _at(of_set, cache, steps.import_model(of_set, cache)).rows
+            rows += _at(of_set, cache, steps.import_model(of_set, cache), quick).rows
         except (ModelError, UsageError) as error:
             reason = f"the model at the shapes of {of_set.input_set}: {error.id}: {error.message}"
             failed = Finding(effect="failed", node="", op="", reason=reason, hint=error.hint)
@@ -74,7 +78,7 @@ def check(plan: BuildPlan, cache: Cache) -> CheckResult:
     return replace(result, rows=tuple(rows))
 
 
-def _at(plan: BuildPlan, cache: Cache, imported: Model) -> CheckResult:
+def _at(plan: BuildPlan, cache: Cache, imported: Model, quick: bool) -> CheckResult:
     """`check` for one input set, whose model is imported."""
     samples = steps.samples_of(plan, cache, imported)
     reference = steps.run_reference(plan, cache, imported, samples)
@@ -86,8 +90,11 @@ def _at(plan: BuildPlan, cache: Cache, imported: Model) -> CheckResult:
     for variant in _variants(plan):
         engine = plan.engine(variant.engine)
         if variant.engine not in floats:
-            floats[variant.engine] = _float32(plan, cache, engine, model, samples, reference)
-        rows.append(_row(plan, engine, variant, model, floats[variant.engine]))
+            floats[variant.engine] = (
+                expected(engine, model) if quick else _float32(plan, cache, engine, model, samples, reference)
+            )
+        row = _row(plan, engine, variant, model, floats[variant.engine])
+        rows.append(_untried(row) if quick else row)
     others = (o for o in plan.refused if o.reason != NEEDS_DATA)
     return CheckResult(model=model, rows=(*rows, *map(_refused, others)), synthetic=samples.synthetic)
 
@@ -96,6 +103,20 @@ def _variants(plan: BuildPlan) -> list[Variant]:
     """The plan's, and INT8 that only lacks calibration data."""
     waiting = [outcome.variant for outcome in plan.refused if outcome.reason == NEEDS_DATA]
     return sorted({*plan.variants, *waiting}, key=lambda v: (v.engine, list(Precision).index(v.precision)))
+
+
+def expected(engine: Engine, model: Model) -> tuple[Finding, ...]:
+    """Why this engine has no right float32 files, or likely none, as far as the tables know."""
+    if known := engine.problems(model, Precision.FP32):
+        return tuple(map(_finding, known))
+    return tuple(replace(_finding(p), effect="unlikely") for p in operators.unlikely(engine.name, model.path))
+
+
+def _untried(row: Coverage) -> Coverage:
+    if row.answer == "yes":
+        return replace(row, answer="likely")
+    sure = any(finding.effect == "refused" for finding in row.findings)
+    return replace(row, answer="unlikely") if row.answer == "no" and not sure else row
 
 
 def _float32(
@@ -111,12 +132,17 @@ def _float32(
         checked = steps.check(cache, engine, variant, model, exported, samples, reference)
     except VariantError as error:
         effect: Effect = "refused" if isinstance(error, Unsupported) else "failed"
-        return (Finding(effect=effect, node="", op="", reason=error.message, hint=error.hint),)
+        return (Finding(effect=effect, node="", op="", reason=error.message, hint=error.hint), *_causes(engine, model))
     verdict = verify.judge(checked.metrics, plan.target.bounds[Precision.FP32], samples.verify_count)
     if verdict.passed:
         return ()
     reason = f"its outputs are too far from the source's: {verdict.reason}"
-    return (Finding(effect="dropped", node="", op="", reason=reason, hint=TOO_FAR_HINT),)
+    return (Finding(effect="dropped", node="", op="", reason=reason, hint=TOO_FAR_HINT), *_causes(engine, model))
+
+
+def _causes(engine: Engine, model: Model) -> tuple[Finding, ...]:
+    """The nodes that are likely the cause of what a tool said without naming one."""
+    return tuple(f for f in expected(engine, model) if f.op)[:CAUSES]
 
 
 def _row(plan: BuildPlan, engine: Engine, variant: Variant, model: Model, floats: tuple[Finding, ...]) -> Coverage:
@@ -178,6 +204,8 @@ def text(result: CheckResult) -> str:
             if finding.hint:
                 lines.append(f"        {finding.hint}")
     lines.append(f"Opset {result.model.opset}; yes: converted, run and compared; likely: no obstacle is known.")
+    if any(row.answer == "unlikely" for row in result.rows):
+        lines.append("unlikely: not tried, and such forms never came out right. Without --quick they are tried.")
     lines.append("Every engine here runs on the CPU: nothing falls back from an accelerator.")
     return "\n".join(lines)
 

@@ -19,16 +19,18 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack import arrays, calibration, converter, log, metrics, plugins
+from edgepack import arrays, calibration, converter, lint, log, metrics, plugins, sampling
 from edgepack.cache import Cache, Entry, Step
 from edgepack.errors import CalibrationError, MetricError, UsageError
 from edgepack.importers import factory
 from edgepack.interfaces import Engine
 from edgepack.plan import BuildPlan
+from edgepack.sampling import Samples
 from edgepack.types import Artifact, GateResult, GateSpec, Model, TensorSpec, Variant
 
 Array = npt.NDArray[Any]
 LABELS = "labels"
+CHANCE = 2.0  # times as good as guessing is no better than guessing
 LIMIT = 1 << 20  # samples
 CHUNK = 256 << 20  # bytes of inputs and outputs that one run of an engine reads and writes
 OUTPUTS_LIMIT = 8 << 30  # bytes of one variant's outputs for a function of the user's
@@ -79,26 +81,34 @@ def check_spec(spec: GateSpec) -> None:
         )
 
 
-def prepare(plan: BuildPlan, cache: Cache, model: Model) -> Evaluation | None:
-    """The evaluation data as a tensor folder, the float model's outputs on them and its score; None without data."""
+def prepare(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> Evaluation | None:
+    """The evaluation data as a tensor folder, the float model's outputs on them and its score; None without data.
+
+    Warns of data that INT8 of `samples` is made with.
+    """
     spec = plan.gate
     if spec.data is None:
         return None
     check_metric(spec, model)
+    classes = model.outputs[metrics.scores_index(model.outputs)].shape[-1] if spec.metric == "top1" else None
     step = Step(
         name="evaluation data",
-        version="1",
+        version="2",
         title=f"prepare evaluation data{plan.where}",
         inputs={"data": _data_digest(spec.data)},
         params={
             "code": [plugins.module_digest(m.__name__) for m in (calibration, arrays)],
             "inputs": [asdict(item) for item in model.inputs],
             "preprocess": {name: asdict(p) for name, p in plan.preprocess.items()},
+            "classes": classes,
         },
     )
-    entry = cache.output(step, lambda out: _gather(plan, model, out))
+    entry = cache.output(step, lambda out: _gather(plan, model, classes, out))
     facts = json.loads((entry.path / "facts.json").read_text())
+    if entry.reused:
+        lint.say_again(facts["said"])
     labels = entry.path / "labels.npy"
+    sampling.check_evaluation(plan, cache, model.inputs, samples, entry.path / "inputs", entry.digest, facts["count"])
     step = Step(
         name="evaluate float",
         version="1",
@@ -125,6 +135,11 @@ def prepare(plan: BuildPlan, cache: Cache, model: Model) -> Evaluation | None:
     source = metrics.PERFECT.get(spec.metric, metrics.PERFECT_DB)
     if metrics.is_function(spec.metric) or (spec.metric == "top1" and found.labels is not None):
         source = _score(plan, cache, model, found, reference.digest, lambda _: reference.path, "the float model")
+    if classes is not None and found.labels is not None and source <= CHANCE * 100.0 / classes:
+        log.warn(
+            f"the float model itself gives {source:.1f} % of the labels of {spec.data}, which is what guessing among "
+            f"{classes} classes gives: the labels may be numbered otherwise, or the preprocessing is another"
+        )
     return replace(found, source=source)
 
 
@@ -196,22 +211,30 @@ def _data_digest(source: Path) -> str:
     return calibration.from_source_digest(source)
 
 
-def _gather(plan: BuildPlan, model: Model, out: Path) -> None:
+def _gather(plan: BuildPlan, model: Model, classes: int | None, out: Path) -> None:
+    """Write inputs and labels; `classes` are those of the model, where the metric needs them."""
     source = plan.gate.data
     assert source is not None
-    count = calibration.gather(source, model.inputs, dict(plan.preprocess), out / "inputs", limit=LIMIT)
-    labels = _folder_labels(source) if source.is_dir() else _file_labels(source, model.inputs)
+    report = lint.Report()
+    count = calibration.gather(source, model.inputs, dict(plan.preprocess), out / "inputs", LIMIT, report)
+    if source.is_dir():
+        labels = _folder_labels(source, classes, report)
+    else:
+        labels = _file_labels(source, model.inputs)
     if labels is not None:
         if len(labels) != count:
             raise CalibrationError(
                 f"{source} has {len(labels)} labels for {count} samples.", "Give one whole number for every sample."
             )
         np.save(out / "labels.npy", labels, allow_pickle=False)
-    (out / "facts.json").write_text(json.dumps({"count": count}))
+    (out / "facts.json").write_text(json.dumps({"count": count, "said": report.said}))
 
 
-def _folder_labels(source: Path) -> Array | None:
-    """The class of each picture by its sub-folder; None where pictures lie in no sub-folder."""
+def _folder_labels(source: Path, classes: int | None, report: lint.Report) -> Array | None:
+    """The class of each picture by its sub-folder; None where pictures lie in no sub-folder.
+
+    What is odd goes to `report`: `classes` are those of the model, or None where that doesn't matter.
+    """
     pictures, _ = calibration._find_pictures(source)
     folders = [path.relative_to(source).parts[:-1] for path in pictures]
     if not any(folders):
@@ -224,11 +247,16 @@ def _folder_labels(source: Path) -> Array | None:
         )
     names = sorted(p.name for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
     if all(re.fullmatch(r"\d{1,9}", name) for name in names):
-        classes = {name: int(name) for name in names}
+        numbers = {name: int(name) for name in names}
     else:
-        classes = {name: index for index, name in enumerate(names)}
-    log.note(f"{source}: {len(names)} classes, from {names[0]!r} (class {classes[names[0]]}) to {names[-1]!r}")
-    return np.array([classes[parts[0]] for parts in folders], np.int64)
+        numbers = {name: index for index, name in enumerate(names)}
+        if classes is not None and len(names) < classes:
+            report.warn(
+                f"{source} has {len(names)} folders of classes and the model {classes} classes: the folders count as "
+                f"its first {len(names)}, {names[0]!r} as class 0. If they are others, name each folder by its number"
+            )
+    report.note(f"{source}: {len(names)} classes, from {names[0]!r} (class {numbers[names[0]]}) to {names[-1]!r}")
+    return np.array([numbers[parts[0]] for parts in folders], np.int64)
 
 
 def _file_labels(source: Path, inputs: tuple[TensorSpec, ...]) -> Array | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgepack import converter
+from edgepack import artifact, converter, plugins
 from edgepack.cache import Cache, Entry, Step
 from edgepack.errors import Unsupported
+from edgepack.interfaces import Engine
 from edgepack.quantizers.static import has_quantized
 from edgepack.report import columns
 from edgepack.types import Calibration, Int8Options, Model
 
 SAMPLES = {"fast": 4, "normal": 8, "high": 16}
+UNKNOWN = "unknown"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 
 
@@ -34,6 +37,8 @@ class Layer:
     entire_db: float
     entire_cosine: float
     kernel_db: float | None
+    kernel_cosine: float | None = None
+    how: str = "int8"
     low: float | None
     high: float | None
     lowest: float | None
@@ -41,6 +46,24 @@ class Layer:
     saturated: float | None
     macs: float
     weights: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Real:
+    """What an engine's own INT8 makes of one layer, held against its float model: `Layer`'s fields of these names.
+
+    `how` says what the engine computes the layer in: ``int8``, ``dynamic`` (int8 weights, ranges measured as it runs)
+    or ``float``.
+    """
+
+    how: str
+    kernel_db: float
+    kernel_cosine: float
+    low: float | None
+    high: float | None
+    lowest: float | None
+    highest: float | None
+    saturated: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +78,13 @@ class Explanation:
     def ranked(self) -> list[Layer]:
         """The layers by what they do to the outputs when they alone are quantized, worst first."""
         return sorted(self.layers, key=lambda layer: -layer.noise)
+
+    def by(self, real: Mapping[str, Real]) -> Explanation:
+        """The same layers as another engine computes them; `UNKNOWN` where it has no layer of that name."""
+        nothing = {key: None for key in ("kernel_db", "kernel_cosine", "low", "high", "lowest", "highest", "saturated")}
+        fields = {name: asdict(item) for name, item in real.items()}
+        unknown = {"how": UNKNOWN, **nothing}
+        return replace(self, layers=tuple(replace(x, **fields.get(x.layer, unknown)) for x in self.layers))
 
 
 def explain(
@@ -93,6 +123,31 @@ def explain(
 
     entry = cache.output(step, make)
     return read(json.loads((entry.path / "explain.json").read_text()))
+
+
+def real(
+    cache: Cache, engine: Engine, floating: Entry, made: Entry, samples: Path, digest: str, effort: str
+) -> dict[str, Real]:
+    """Layer -> what `engine` itself makes of it. Nothing where the engine can't show what it computes inside."""
+    tool = getattr(engine, "layer_tool", None)
+    if tool is None:
+        return {}
+    step = Step(
+        name="layers",
+        version="1",
+        title=f"compare the layers of {engine.name}",
+        inputs={"float": floating.digest, "int8": made.digest, "samples": digest},
+        params={"tool": plugins.digest(engine, (tool,)), "count": SAMPLES[effort]},
+    )
+
+    def make(out: Path) -> None:
+        before, after = artifact.read(floating.path), artifact.read(made.path)
+        found = engine.layers(before, after, samples, SAMPLES[effort], out)  # type: ignore[attr-defined]
+        (out / "layers.json").write_text(json.dumps(found, sort_keys=True))
+
+    entry = cache.output(step, make)
+    found = json.loads((entry.path / "layers.json").read_text())
+    return {name: Real(**item) for name, item in found.items()}
 
 
 def _quantized(cache: Cache, model: Model, calibration: Calibration, int8: Int8Options) -> Entry:
@@ -142,11 +197,11 @@ def document(found: Explanation) -> dict[str, Any]:
     }
 
 
-def table(found: Explanation, most: int = 0) -> str:
-    """An explanation for people, worst layers first; at most `most` of them, 0 for all."""
+def table(found: Explanation, most: int = 0, engine: str = "onnxruntime") -> str:
+    """An explanation for people, worst layers first; at most `most` of them, 0 for all. `engine` has the kernels."""
     headers = (
-        "layer", "operator", "single dB", "cosine", "own dB", "entire dB", "kernel dB", "scale holds", "seen",
-        "beyond", "MACs", "weights",
+        "layer", "operator", "in", "single dB", "cosine", "own dB", "entire dB", "kernel dB", "cosine", "scale holds",
+        "seen", "beyond", "MACs", "weights",
     )  # fmt: skip
     ranked = found.ranked()
     shown = ranked[:most] if most else ranked
@@ -154,11 +209,13 @@ def table(found: Explanation, most: int = 0) -> str:
         (
             plain(layer.layer),
             layer.op,
+            layer.how,
             f"{layer.single_db:.1f}",
             f"{layer.single_cosine:.4f}",
             f"{layer.own_db:.1f}",
             f"{layer.entire_db:.1f}",
             "-" if layer.kernel_db is None else f"{layer.kernel_db:.1f}",
+            "-" if layer.kernel_cosine is None else f"{layer.kernel_cosine:.4f}",
             span(layer.low, layer.high),
             span(layer.lowest, layer.highest),
             "-" if layer.saturated is None else f"{layer.saturated:.2%}",
@@ -176,7 +233,7 @@ def table(found: Explanation, most: int = 0) -> str:
     )
     lines.append(
         "single: the model's outputs when only this layer is quantized; own: its own output then; entire: its own "
-        "output when all are, simulated; kernel: the same from ONNX Runtime's integer kernels."
+        f"output when all are, simulated; kernel: the same from {engine} itself."
     )
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from edgepack.errors import CalibrationError, UsageError, VariantError
 from edgepack.plan import BuildPlan
 from edgepack.report import columns
 from edgepack.types import Model, Precision, Variant, set_of
+
+SIMULATED = "onnxruntime"  # the engine whose quantizer all layers are explained with
 
 
 def of_bundle(path: Path, name: str | None) -> dict[str, Any]:
@@ -66,10 +69,10 @@ def bundle_text(facts: dict[str, Any]) -> str:
 
 def of_model(
     chosen: BuildPlan, cache: Cache, said: dict[str, Any] | None
-) -> tuple[dict[str, Any], explain.Explanation]:
-    """Explain a plan's model; `said` is what a bundle says of the variant to explain, or None.
+) -> tuple[dict[str, Any], dict[str, explain.Explanation]]:
+    """Explain a plan's model for each engine whose INT8 was named, or for onnxruntime; also all of it for programs.
 
-    Also runs the engines that were named, whose own outputs then stand beside the simulated ones.
+    `said` is what a bundle says of the variant to explain, or None.
     """
     if chosen.calibration is None:
         raise CalibrationError(f"{plan.NEEDS_DATA}.", plan.NEEDS_DATA_HINT, id="EP321")
@@ -98,43 +101,50 @@ def of_model(
         found = explain.explain(cache, model, calibration, int8, samples.verify, samples.verify_digest)
     except VariantError as error:
         raise UsageError(f"INT8 of this model can't be explained: {error.message}.", error.hint, id="EP214") from error
-    named = [v for v in chosen.variants if v.precision is Precision.INT8 and v in chosen.named]
-    facts = {
-        "model": chosen.source,
-        "int8": asdict(int8),
-        "engines": {variant.engine: _engine(chosen, cache, model, samples, variant) for variant in named},
-        **explain.document(found),
-    }
-    return facts, found
+    views: dict[str, explain.Explanation] = {}
+    engines: dict[str, dict[str, Any]] = {}
+    for variant in (v for v in chosen.variants if v.precision is Precision.INT8 and v in chosen.named):
+        try:
+            made, outputs = _engine(chosen, cache, model, samples, variant)
+        except VariantError as error:
+            engines[variant.engine] = {"reason": error.message, "hint": error.hint}
+            continue
+        engines[variant.engine] = {**outputs, "layers": {name: asdict(item) for name, item in made.items()}}
+        views[variant.engine] = found if variant.engine == SIMULATED else found.by(made)
+    facts = {"model": chosen.source, "int8": asdict(int8), "engines": engines, **explain.document(found)}
+    return facts, views or {SIMULATED: found}
 
 
-def _engine(chosen: BuildPlan, cache: Cache, model: Model, samples: steps.Samples, variant: Variant) -> dict[str, Any]:
-    """The outputs of one real engine with all layers in INT8, or why there are none."""
+def _engine(
+    chosen: BuildPlan, cache: Cache, model: Model, samples: steps.Samples, variant: Variant
+) -> tuple[dict[str, explain.Real], dict[str, float]]:
+    """The layers and the outputs of one real engine with all layers in INT8. Raises `VariantError`."""
     engine = chosen.engine(variant.engine)
     reference = steps.run_reference(chosen, cache, model, samples)
-    try:
-        base = engine.base(Precision.INT8)
-        floating = None if base is None else steps.export(cache, engine, model, base, None, None)
-        made = steps.export(cache, engine, model, Precision.INT8, samples.calibration, floating, chosen.int8)
-        checked = steps.check(cache, engine, variant, model, made, samples, reference)
-    except VariantError as error:
-        return {"reason": error.message, "hint": error.hint}
-    return {
+    base = engine.base(Precision.INT8)
+    floating = None if base is None else steps.export(cache, engine, model, base, None, None)
+    made = steps.export(cache, engine, model, Precision.INT8, samples.calibration, floating, chosen.int8)
+    checked = steps.check(cache, engine, variant, model, made, samples, reference)
+    outputs = {
         "sqnr_db": min(metric.sqnr_db for metric in checked.metrics),
         "cosine": min(metric.cosine for metric in checked.metrics),
     }
+    if floating is None:
+        return {}, outputs
+    effort = chosen.int8.effort
+    return explain.real(cache, engine, floating, made, samples.verify, samples.verify_digest, effort), outputs
 
 
-def text(facts: dict[str, Any], found: explain.Explanation, most: int) -> str:
+def text(facts: dict[str, Any], found: Mapping[str, explain.Explanation], most: int) -> str:
     """For people."""
-    lines = [explain.table(found, most)]
+    lines = [explain.table(each, most, engine) for engine, each in found.items()]
     for name, item in facts["engines"].items():
         said = item.get("reason") or f"SQNR {item['sqnr_db']:.1f} dB, cosine {item['cosine']:.4f} at the outputs"
         lines.append(f"{name} on this host: {said}")
     return "\n".join(lines)
 
 
-def write_html(path: Path, found: explain.Explanation, title: str) -> None:
+def write_html(path: Path, found: Mapping[str, explain.Explanation], title: str) -> None:
     """Write the heat map. Raises `UsageError` where the file can't be written."""
     try:
         path.write_text(explain_html.render(found, title), encoding="utf-8")

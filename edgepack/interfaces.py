@@ -117,7 +117,9 @@ class Engine(Protocol):
     """One inference engine: exports its files, runs them on the host, and tells what its harness needs.
 
     It may also have ``build_config(artifacts, out)``, which writes to `out` what a user needs for building a smaller
-    engine for these artifacts (by variant name), and ``build_config_tools``, the converter scripts for it. With
+    engine for these artifacts (by variant name), and ``build_config_tools``, the converter scripts for it. One that can
+    show what its INT8 computes inside has ``layers(floating, made, samples, count, out)``, which gives the fields of
+    `edgepack.explain.Real` by layer, and ``layer_tool``, the converter script for it. With
     ``keeps_scales = True`` it takes sources that are quantized already as its INT8 variant.
     """
 

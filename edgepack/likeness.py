@@ -10,7 +10,7 @@ a still camera are nearer, two photographs of one scene are not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from edgepack.types import TensorSpec
 
 Array = npt.NDArray[Any]
 VALUES = 4096
+PIECE = 256  # samples whose values are held at once
 SMALL = 64  # fewer values than these come close by chance
 NEAR = 0.1
 MANY = 0.1  # the share of near-equal samples from which that is worth a warning
@@ -50,8 +51,8 @@ class Fingerprints:
         )
 
 
-def fingerprints(folder: Path, inputs: tuple[TensorSpec, ...]) -> Fingerprints:
-    """Read a tensor folder (see `edgepack.interfaces`) sample by sample."""
+def fingerprints(folder: Path, inputs: tuple[TensorSpec, ...], part: slice = slice(None)) -> Fingerprints:
+    """Read a tensor folder (see `edgepack.interfaces`), or a part of it, sample by sample."""
     digests: list[Any] = []
     values, roughness = [], 0.0
     for index, spec in enumerate(inputs):
@@ -59,7 +60,7 @@ def fingerprints(folder: Path, inputs: tuple[TensorSpec, ...]) -> Fingerprints:
         size = int(np.prod(spec.shape))
         places = np.unique(np.random.default_rng(0).integers(0, size, VALUES)) if size > VALUES else slice(None)
         kept, correlations = [], []
-        for number, row in enumerate(array.rows(range(array.shape[0]))):
+        for number, row in enumerate(array.rows(range(array.shape[0])[part])):
             if len(digests) <= number:
                 digests.append(hashlib.sha256())
             digests[number].update(row.tobytes())
@@ -73,6 +74,12 @@ def fingerprints(folder: Path, inputs: tuple[TensorSpec, ...]) -> Fingerprints:
         whole=tuple(np.dtype(spec.dtype).kind != "f" for spec in inputs),
         roughness=roughness,
     )
+
+
+def pieces(folder: Path, inputs: tuple[TensorSpec, ...], count: int) -> Iterator[Fingerprints]:
+    """The fingerprints of a tensor folder of `count` samples, so many at a time that memory doesn't grow with them."""
+    for start in range(0, count, PIECE):
+        yield fingerprints(folder, inputs, slice(start, start + PIECE))
 
 
 def near(a: Fingerprints, b: Fingerprints) -> npt.NDArray[np.bool_]:
@@ -116,20 +123,30 @@ def check_distinct(prints: Fingerprints, source: str, name: Namer, report: Repor
 
 
 def check_disjoint(
-    calibration: Fingerprints, evaluation: Fingerprints, what: str, names: tuple[Namer, Namer], report: Report
+    calibration: Fingerprints, evaluation: Iterable[Fingerprints], what: str, names: tuple[Namer, Namer], report: Report
 ) -> None:
-    """Warn where samples that measure INT8 were also used to make it. `what` says which set was compared with which."""
+    """Warn where samples that measure INT8 were also used to make it. `what` says which set was compared with which.
+
+    `evaluation` may come in pieces. `names` call a sample of the evaluation, and one of the calibration.
+    """
     known = set(calibration.digests)
-    same = [index for index, digest in enumerate(evaluation.digests) if digest in known]
-    alike = near(evaluation, calibration)
-    touched = np.flatnonzero(alike.any(axis=1))
-    if not len(touched):
+    total, same = 0, 0
+    example: dict[bool, tuple[int, int]] = {}  # the first that is the same to the bit, and the first that is near
+    touched = 0
+    for piece in evaluation:
+        alike = near(piece, calibration)
+        for index in np.flatnonzero(alike.any(axis=1)):
+            touched += 1
+            equal = piece.digests[index] in known
+            same += equal
+            example.setdefault(equal, (total + int(index), int(np.flatnonzero(alike[index])[0])))
+        total += len(piece.digests)
+    if not touched:
         return
-    first = same[0] if same else int(touched[0])
-    other = int(np.flatnonzero(alike[first])[0])
+    first, other = example.get(True) or example[False]
     report.warn(
-        f"{len(touched)} of the {len(evaluation.digests)} {what} ({len(same)} the same to the bit), such as "
-        f"{names[0](first)} and {names[1](other)}: figures measured with them flatter INT8"
+        f"{touched} of the {total} {what} ({same} the same to the bit), such as {names[0](first)} and "
+        f"{names[1](other)}: figures measured with them flatter INT8"
     )
 
 

@@ -98,7 +98,7 @@ class Line:
             model=model,
             checked=add("check the import", steps.check_import, imported, samples, reference, ran),
             golden=add("golden samples", lambda m, s, r: steps.pack_golden(cache, m, s, r), model, samples, reference),
-            data=self._data(plan, model, where),
+            data=self._data(plan, model, samples, where),
         )
 
     def part(self, name: str) -> assembly.Part:
@@ -227,17 +227,19 @@ class Line:
 
         return self.graph.settle(f"build config {name}", make, *(self.ready[variant] for variant in variants))
 
-    def _data(self, plan: Future[BuildPlan], model: Future[Model], where: str) -> Future[evaluation.Evaluation | None]:
+    def _data(
+        self, plan: Future[BuildPlan], model: Future[Model], samples: Future[steps.Samples], where: str
+    ) -> Future[evaluation.Evaluation | None]:
         """Evaluation data, where there is a gate that needs them."""
         if self.plan.gate.data is None:
             none: Future[evaluation.Evaluation | None] = Future()
             none.set_result(None)
             return none
 
-        def work(of_set: BuildPlan, found: Model) -> evaluation.Evaluation | None:
-            return evaluation.prepare(of_set, self.cache, found)
+        def work(of_set: BuildPlan, found: Model, gathered: steps.Samples) -> evaluation.Evaluation | None:
+            return evaluation.prepare(of_set, self.cache, found, gathered)
 
-        return self.graph.add(f"evaluation data{where}", work, plan, model, urgency=FIRST)
+        return self.graph.add(f"evaluation data{where}", work, plan, model, samples, urgency=FIRST)
 
     def _settle(self, variant: Variant) -> Future[Settled]:
         """Run the variant on the host, judge it, and repair INT8 that misses."""

@@ -46,22 +46,19 @@ def on_this_host(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def on_devices(digest: str, results: Path) -> list[str]:
-    """What records of the bundle `digest` say, the latest session of each device."""
+    """What records of the bundle `digest` say: of each device and variant, the latest session that compares it."""
     from edgepack import records
 
-    latest: dict[str, tuple[str, str]] = {}
     found = [m for m in records.read(results) if m.bundle == digest and m.valid and m.how == "native"]
-    for m in found:
-        name = str(m.device["name"])
-        latest[name] = max(latest.get(name, ("", "")), (m.time, m.session))
-    said = []
-    for device, (_, session) in sorted(latest.items()):
-        measured = [m for m in found if m.session == session]
-        for int8 in (m for m in measured if m.precision == Precision.INT8):
-            floats = [m for m in measured if _comparable(int8, m)]
-            if floats:
-                said.append(f"on {device}: {_versus(int8, min(floats, key=lambda m: m.statistics['median_ns']))}")
-    return said
+    latest: dict[tuple[str, str, int], tuple[tuple[str, str], str]] = {}
+    for int8 in (m for m in found if m.precision == Precision.INT8):
+        floats = [m for m in found if m.session == int8.session and _comparable(int8, m)]
+        if floats:
+            device, when = str(int8.device["name"]), (int8.time, int8.session)
+            told = f"on {device}: {_versus(int8, min(floats, key=lambda m: m.statistics['median_ns']))}"
+            key = device, int8.variant, int8.threads
+            latest[key] = max(latest.get(key, (("", ""), "")), (when, told))
+    return [told for _, (_, told) in sorted(latest.items())]
 
 
 def _comparable(int8: Measurement, other: Measurement) -> bool:

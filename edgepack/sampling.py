@@ -140,7 +140,7 @@ def _check_disjoint(
     if "samples" in sources:
         other = sources["samples"]
         what = f"samples of {other.label} are also in {source.label}"
-        likeness.check_disjoint(every, prints["samples"], what, (_namer(other), name), report)
+        likeness.check_disjoint(every, [prints["samples"]], what, (_namer(other), name), report)
         return
     used, held = calibration.parts(count, VERIFY_SAMPLES)
     if used == held:
@@ -151,11 +151,51 @@ def _check_disjoint(
         return
     likeness.check_disjoint(
         every.chosen(used),
-        every.chosen(held),
+        [every.chosen(held)],
         f"samples of {source.label} that are held out for verification repeat one that is not",
         (lambda index: name(held[index]), lambda index: name(used[index])),
         report,
     )
+
+
+def check_evaluation(
+    plan: BuildPlan, cache: Cache, inputs: Inputs, samples: Samples, folder: Path, digest: str, count: int
+) -> None:
+    """Warn where evaluation data (`count` samples in the tensor folder `folder`) were also used to make INT8."""
+    given, data, used = plan.calibration, plan.gate.data, samples.calibration
+    if given is None or data is None or used is None:
+        return
+    function = str(given) if iterables.is_function(str(given)) else ""
+    source = calibration.Source(path=given, function=function)
+    total = used.count if plan.samples is not None else used.count + samples.verify_count
+    chosen = list(range(used.count))
+    if plan.samples is None and calibration.parts(total, VERIFY_SAMPLES)[0] != list(range(total)):
+        chosen = calibration.parts(total, VERIFY_SAMPLES)[0]
+    step = Step(
+        name="evaluation overlap",
+        version="1",
+        title="compare evaluation with calibration",
+        inputs={"data": digest, "calibration": used.digest},
+        params={"code": plugins.module_digest(likeness.__name__), "names": [str(data), source.label]},
+    )
+
+    def make(out: Path) -> None:
+        report = lint.Report()
+        likeness.check_disjoint(
+            likeness.fingerprints(used.path, inputs),
+            likeness.pieces(folder, inputs, count),
+            f"evaluation samples of {data} are also in the calibration set {source.label}",
+            (
+                functools.partial(calibration.sample_name, calibration.Source(path=data), limit=count),
+                lambda index: _namer(source)(chosen[index]),
+            ),
+            report,
+        )
+        (out / "facts.json").write_text(json.dumps(report.said))
+
+    entry = cache.output(step, make)
+    if entry.reused:
+        lint.say_again(json.loads((entry.path / "facts.json").read_text()))
 
 
 def _namer(source: calibration.Source) -> likeness.Namer:

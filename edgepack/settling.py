@@ -40,6 +40,16 @@ class Settled:
         """Of the worst output, on the verification samples."""
         return min((metric.sqnr_db for metric in self.verdict.metrics), default=0.0)
 
+    @property
+    def rule(self) -> str:
+        """The rule for ranges that the engine's quantizer took."""
+        return str(self.checked.artifact.facts.get("ranges") or self.int8.ranges)
+
+    @property
+    def in_float(self) -> frozenset[str]:
+        """Which of the layers that should stay in float the engine's quantizer found and left there."""
+        return frozenset(self.checked.artifact.facts.get("kept_float", ()))
+
 
 class Dropped(VariantError):
     """A variant whose outputs are too far from the source's. Never shipped."""
@@ -51,7 +61,8 @@ class Dropped(VariantError):
         if gate is not None:
             self.id = "EP103"
             what = f"it misses the accuracy gate: {settled.reason}{tried}"
-            hint = "Use another precision or engine, give more typical calibration data, or allow more with --max-drop."
+            bound = "ask for less with --min-sqnr" if gate.metric == "sqnr" else "allow more with --max-drop"
+            hint = f"Use another precision or engine, give more typical calibration data, or {bound}."
         else:
             what = f"its outputs are too far from the source's: {settled.reason}{tried}"
             hint = (
@@ -59,6 +70,7 @@ class Dropped(VariantError):
                 "profile."
             )
         if settled.checked.variant.precision is Precision.INT8:
+            hint += " --max-float-macs lets a repair leave more layers in float." if tried else ""
             hint += " `edgepack explain-int8` shows which layers make the error."
         super().__init__(what, hint)
         self.verdict = settled.verdict

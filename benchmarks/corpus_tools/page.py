@@ -35,7 +35,7 @@ def write(path: Path, results: dict[str, dict[str, Any]], total: int, every: int
                 continue
             counts[name][value["status"]] += 1
             if value["status"] != "right" and "bare" not in name:
-                reasons["import" if value is imported else name][_family(value["reason"])] += 1
+                reasons["import" if value is imported else name][family(value["reason"])] += 1
     lines = [HEAD.format(count=len(results), total=total, every=every)]
     lines += ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for status in ORDER:
@@ -47,10 +47,10 @@ def write(path: Path, results: dict[str, dict[str, Any]], total: int, every: int
     path.write_text("\n".join(lines) + "\n")
 
 
-def _family(reason: str) -> str:
+def family(reason: str, most: int = 140) -> str:
     """A reason without what differs from model to model."""
     text = " ".join(reason.split()).replace("|", "/")
     text = re.sub(r"^The converter \w+ failed: ", "", text)
     text = re.sub(r"(/[\w.-]+){2,}", "FILE", text)
     text = re.sub(r"'[^']*'", "'...'", text)
-    return re.sub(r"(?<![A-Za-z])\d+(\.\d+)?(e[+-]\d+)?", "N", text)[:140]
+    return re.sub(r"(?<![A-Za-z])\d+(\.\d+)?(e[+-]\d+)?", "N", text)[:most]

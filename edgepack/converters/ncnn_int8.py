@@ -3,7 +3,6 @@
 The scheme is ncnn's own (its page "quantized-int8-inference"). Scales multiply: ``int8 = round(float * scale)``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from ncnn_plan import channels, groups, points
 from ncnn_ranges import Coding
 from ncnn_watch import Blob, Moments
 
-INT8_TERM, DYNAMIC_TERM, PAD_VALUE = "8", "18", "18"
+INT8_TERM, PAD_VALUE = "8", "18"
 ADD, BACKWARDS = 0, 7  # operations of BinaryOp: a + b and b - a
 WINOGRAD_LIMIT = (2**31 - 1) // 576  # the largest integer sum that survives ncnn's F43
 
@@ -155,36 +154,3 @@ def without_activation(layer: Layer) -> None:
     """Leave a ReLU or Clip to the limits of the integers that are made of the output."""
     layer.params.pop("9", None)
     layer.params.pop(str(ARRAY - 10), None)
-
-
-def write_gemm(layer: Layer, blocks: list[Block], weights: np.ndarray) -> bytes:
-    """A product with a constant right side: one factor for it; ncnn measures the left side row by row as it runs."""
-    data, factors = whole(finite(layer, blocks[0], weights), 1)
-    layer.params[DYNAMIC_TERM] = "2"
-    rest = b"".join(weights[block.start : block.end].tobytes() for block in blocks[1:])
-    return data + rest + raw(factors)
-
-
-def write_attention(layer: Layer, blocks: list[Block], weights: np.ndarray) -> bytes:
-    """The four projections: a factor per row for query, key and value, one for the output."""
-    inner = layer.int(0)
-    written, tail = b"", b""
-    for index, (weight, bias) in enumerate(zip(blocks[::2], blocks[1::2], strict=True)):
-        data, factors = whole(finite(layer, weight, weights), inner if index < 3 else 1)
-        written += data + weights[bias.start : bias.end].tobytes()
-        tail += raw(factors)
-    layer.params[DYNAMIC_TERM] = "2"
-    return written + tail
-
-
-def whole(values: np.ndarray, count: int) -> tuple[bytes, np.ndarray]:
-    """Weights cut into `count` rows, each over the whole range of int8, and the rows' factors."""
-    matrix = values.reshape(1, count, -1)
-    factors = rounding.whole_range(matrix)
-    return tagged(rounding.nearest(matrix, factors).tobytes(), INT8), factors
-
-
-DYNAMIC: dict[str, Callable[[Layer, list[Block], np.ndarray], bytes]] = {
-    "Gemm": write_gemm,
-    "MultiHeadAttention": write_attention,
-}

@@ -37,7 +37,7 @@ class Node:
 
 
 def nodes_of(path: Path) -> list[Node]:
-    """Every Conv, Gemm and MatMul with constant weights, in the file's order."""
+    """Every Conv, Gemm and MatMul with constant weights and every Gather from a table, in the file's order."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -63,6 +63,9 @@ def nodes_of(path: Path) -> list[Node]:
 
     found = []
     for node in graph.node:
+        table = values.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is not None and table.dtype == np.float32 and table.ndim == 2:
+            found.append(Node(node.output[0], table))
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         given, weight = Given(), values.get(node.input[1])

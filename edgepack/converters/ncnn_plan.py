@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ncnn_files import ARRAY, QUANTIZABLE, Layer
 
 NOTHING, RELU, CLIP = 0, 1, 3  # activations that end where the integers may end
-DYNAMIC = ("Gemm", "MultiHeadAttention")  # ncnn measures their inputs as it runs
+TABLE = 1024  # values; a smaller table isn't worth it
 ONES = ("Split",)  # its tops are copies of its bottom
 
 
@@ -92,7 +92,9 @@ def quantizable(layer: Layer) -> bool:
 
 
 def dynamic(layer: Layer) -> bool:
-    """Whether ncnn has this layer in int8 with inputs that it measures as it runs."""
+    """Whether ncnn has this layer in int8 with inputs that it measures as it runs, or a table that may be int8."""
+    if layer.type == "Embed":
+        return layer.int(3) >= TABLE
     if layer.type == "Gemm":
         return bool(layer.int(5)) and not layer.int(4)
     return layer.type == "MultiHeadAttention" and not layer.int(7)

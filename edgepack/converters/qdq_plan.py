@@ -204,12 +204,11 @@ class Plan:
                 return 1 if reader.op_type == "Conv" else self.rank[name] - 1
         return None
 
-    def bias(self, node: onnx.NodeProto, seen: dict[str, Seen]) -> np.ndarray | None:
-        """The addend of a Conv or Gemm, less what rounding its weights adds to each output on average."""
+    def bias(self, node: onnx.NodeProto, seen: dict[str, Seen], weight: Weight) -> np.ndarray | None:
+        """The addend of a Conv or Gemm, less what rounding its weights to `weight` adds to each output on average."""
         if node.name not in self.layers or node.op_type not in ("Conv", "Gemm"):
             return None
         key = self.weight_of[node.name]
-        weight = self.weights[key]
         bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight.scale), np.float32)
         mean = seen[node.input[0]].mean()
         if mean is None or self.channels(node.input[0]) != (

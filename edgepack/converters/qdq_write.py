@@ -4,7 +4,9 @@ import numpy as np
 import onnx
 from activations import Seen
 from onnx import helper, numpy_helper
-from qdq_plan import TINY, Plan
+from qdq_plan import TINY, Plan, Weight, broadcast
+
+BIAS_STEPS = 2.0**30  # most of a sum's steps that a bias may have: the integer kernels add it in 32 bits
 
 Scale = tuple[np.float32, np.uint8]  # and zero point
 
@@ -22,6 +24,7 @@ def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, Se
     """The model with its pairs."""
     arrays: dict[str, np.ndarray] = {}
     scales = {name: scale_of(*ranges[plan.root(name)]) for name in plan.quantized}
+    weights = {**plan.weights, **with_room(plan, scales, seen)}
     nodes: list[onnx.NodeProto] = []
 
     def make(operator: str, inputs: list[str], output: str, axis: int | None = None) -> None:
@@ -38,7 +41,7 @@ def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, Se
         return f"{name}//back" if plan.exact(name) or name not in plan.outputs else name
 
     def weight(key: tuple[str, int]) -> list[str]:
-        made = plan.weights[key]
+        made = weights[key]
         terms = [f"{key[0]}//{key[1]}int8", f"{key[0]}//{key[1]}scale", f"//zeros8//{len(made.scale)}"]
         arrays.update(zip(terms, (made.integers, made.scale, np.zeros(len(made.scale), np.int8)), strict=True))
         return terms
@@ -64,10 +67,10 @@ def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, Se
             if key is not None:
                 node.input[1] = f"{key[0]}//{key[1]}back"
                 if node.input[1] not in {name for made in nodes for name in made.output}:
-                    make("DequantizeLinear", weight(key), node.input[1], plan.weights[key].axis)
-                bias = plan.bias(source, seen)
+                    make("DequantizeLinear", weight(key), node.input[1], weights[key].axis)
+                bias = plan.bias(source, seen, weights[key])
                 if bias is not None:
-                    step = scales[source.input[0]][0] * plan.weights[key].scale
+                    step = scales[source.input[0]][0] * weights[key].scale
                     term = store_bias(f"{source.name}//bias", bias, step, arrays, make)
                     del node.input[2:]
                     node.input.append(term)
@@ -79,6 +82,30 @@ def write(plan: Plan, ranges: dict[str, tuple[float, float]], seen: dict[str, Se
                     node.output[index] = f"{name}//float"
                 pair(given, node.output[index])
     return assemble(plan, nodes, arrays)
+
+
+def with_room(plan: Plan, scales: dict[str, Scale], seen: dict[str, Seen]) -> dict[tuple[str, int], Weight]:
+    """Weights in coarser steps where 32 bits wouldn't hold a bias in steps of the sums, and the layer ran in float.
+
+    That is so in channels whose weights are next to nothing beside the bias, such as those that training left dead: a
+    trained EfficientNet-Lite0 has some in 26 of its 49 convolutions. Their weights then count for less than a step of
+    what the layer gives.
+    """
+    found: dict[tuple[str, int], Weight] = {}
+    for node in plan.layers.values():
+        key = plan.weight_of.get(node.name)
+        bias = plan.bias(node, seen, plan.weights[key]) if key is not None else None
+        if key is None or bias is None:
+            continue
+        now = found.get(key, plan.weights[key])
+        least = np.abs(bias.astype(np.float64)) / (np.float64(scales[node.input[0]][0]) * BIAS_STEPS)
+        coarse = (least > now.scale) & (least < np.finfo(np.float32).max)
+        if coarse.any():
+            scale = np.where(coarse, least, now.scale).astype(np.float32)
+            changed = now._replace(scale=scale)
+            nearest = np.clip(np.rint(plan.constants[key[0]] / broadcast(scale, changed)), -127, 127).astype(np.int8)
+            found[key] = changed._replace(integers=np.where(broadcast(coarse, changed) > 0, nearest, now.integers))
+    return found
 
 
 def store_bias(name: str, bias: np.ndarray, step: np.ndarray, arrays: dict[str, np.ndarray], make) -> str:

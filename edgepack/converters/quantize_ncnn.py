@@ -18,7 +18,8 @@ integers wider than int8). A quantized ONNX model keeps its own scales.
 
 INT8: Convolution, ConvolutionDepthWise and InnerProduct get int8 weights with one scale per output channel (per group
 where the convolution is grouped) and one scale for their input blob; Gemm and MultiHeadAttention get int8 weights,
-and ncnn measures their inputs as it runs; everything else stays float. A blob between quantized convolutions is int8.
+and ncnn measures their inputs as it runs (`ncnn_dynamic`); so do the tables of Embed; everything else stays float. A
+blob between quantized convolutions is int8.
 
 Differences from upstream's tools:
 
@@ -42,15 +43,17 @@ import json
 import os
 import sys
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # more would add in another order: other bytes from the same data
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, floats, locate, read_param, write_param
+from ncnn_dynamic import DYNAMIC
+from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, finite, floats, locate, read_param, write_param
 from ncnn_half import halve
-from ncnn_int8 import DYNAMIC, Rounded, narrow, round_weights, shift_before, shift_float, write_layer
+from ncnn_int8 import Rounded, narrow, round_weights, shift_before, shift_float, write_layer
 from ncnn_names import given_coding, given_factors, match, nodes_of
 from ncnn_plan import Plan, products
 from ncnn_ranges import Coding, coding
@@ -100,6 +103,9 @@ class Quantizer:
 
     def run(self, out: Path) -> dict:
         """Write the best candidate's files to `out`. Returns what became of which layer."""
+        for index in (*self.plan.wanted, *self.plan.dynamic):
+            for block in self.blocks[index]:
+                finite(self.layers[index], block, self.weights)
         self.blobs = watch(self.request, self.plan)
         self.rounded = self.round()
         asked, given = self.request["int8"]["ranges"], self.all_given()
@@ -125,7 +131,13 @@ class Quantizer:
                 plan, tried["some layers in float"] = self.with_float(out, rule, reached)
         parts, layers = self.write(plan, rule)
         self.save(out, parts, layers)
-        return {**self.told(plan, layers), "ranges": rule, "tried": {k: round(v, 2) for k, v in tried.items()}}
+        codings = {name: self.form(plan, name, rule) for name in plan.readers}
+        return {
+            **self.told(plan, layers),
+            "codings": codings,
+            "ranges": rule,
+            "tried": {k: round(v, 2) for k, v in tried.items()},
+        }
 
     def all_given(self) -> bool:
         """Whether the model came with the ranges of all that is quantized."""
@@ -165,6 +177,13 @@ class Quantizer:
                 return found
         return coding(self.blobs[blob], rule, shiftable=shiftable)
 
+    def form(self, plan: Plan, blob: str, rule: str) -> dict:
+        """How a blob that quantized layers read is held: "int8", "shifted" float, or "float" as it is."""
+        used, producer = self.coding(plan, blob, rule), plan.producers[blob]
+        chained = producer in plan.wanted and plan.chained(producer) is not None
+        shifted = bool(used.zero) and plan.shiftable(blob)
+        return {**asdict(used), "form": "int8" if chained else "shifted" if shifted else "float"}
+
     def with_float(self, out: Path, rule: str, ratio: float) -> tuple[Plan, float]:
         """The plan with those layers in float that gain most, as long as their share of work and weights is small.
 
@@ -202,7 +221,10 @@ class Quantizer:
                     layers.append(shift_before(layer, source))
                 parts.append(write_layer(layer, self.rounded[index], source, use, chained=chained))
             elif index in plan.dynamic and blocks:
-                parts.append(DYNAMIC[layer.type](layer, blocks, self.weights))
+                written = DYNAMIC[layer.type](layer, blocks, self.weights)
+                parts += [part for _, part in written]
+                layers += [each for each, _ in written]
+                continue
             elif made is not None and zero:
                 parts.append(shift_float(layer, blocks, self.weights, made))
             elif layer.name in plan.kept and blocks:

@@ -58,9 +58,11 @@ from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 sys.path.insert(0, str(Path(__file__).parent))
 from activations import Seen
 from tflite_fp16 import fp16
+from tflite_reading import readable
 from tflite_rounding import optimise
-from tflite_running import calibrate, feeds, load, one_line, signal_to_noise, signature, signed
+from tflite_running import beside_xnnpack, calibrate, feeds, load, one_line, signal_to_noise, signature
 from tflite_weights import Chosen, Layer, correct, weighted
+from tflite_writing import compact
 
 RANGES = ("mse", "percentile", "minmax")  # tried in this order
 HOPELESS = 8.0  # dB; a recipe that starts below it isn't tried further
@@ -87,10 +89,11 @@ def main() -> None:
     out = Path(request["out"])
     facts: dict = {}
     try:
-        request["model"] = signed(request["model"], Path(request["scratch"]))
+        request["model"] = readable(request["model"], Path(request["scratch"]))
         data = fp16(request["model"]) if request["precision"] == "fp16" else int8(request, facts)
     except Exception as error:
         raise SystemExit(f"ai-edge-quantizer can't quantize this model: {one_line(error)}") from error
+    data = compact(data)
     (out / "model.tflite").write_bytes(data)
     before, after = Interpreter(request["model"]), load(data)
     result = {
@@ -98,6 +101,7 @@ def main() -> None:
         "inputs": surface(before.get_input_details(), after.get_input_details()),
         "outputs": surface(before.get_output_details(), after.get_output_details()),
         "float": in_float(data),
+        "beside_xnnpack": beside_xnnpack(data),
         "ai_edge_quantizer": version("ai-edge-quantizer"),
     }
     (out / "result.json").write_text(json.dumps(result))
@@ -138,7 +142,9 @@ def int8(request: dict, facts: dict) -> bytes:
     tried = recipes(scopes)
     if options["effort"] == "fast":
         return first(request, tried, rules[0], histograms, layers, facts)
-    best = search(request, tried, rules, histograms, layers, wanted, options["effort"])
+    # Where layers stay in float, a gate was missed that is higher than what is good for most.
+    good = dict.fromkeys(GOOD, GOOD["high"]) if kept else GOOD
+    best = search(request, tried, rules, histograms, layers, wanted, options["effort"], good)
     if best is None:
         raise ValueError("no recipe fits its operators")
     if options["effort"] == "high":
@@ -181,8 +187,9 @@ def search(
     layers: dict[bytes, Layer],
     wanted: list[list[np.ndarray]],
     effort: str,
+    good: dict[str, float],
 ) -> Try | None:
-    """The best recipe and rule; a later one must be clearly better."""
+    """The best recipe and rule; a later one must be clearly better. `good` is when no other recipe is tried."""
     best: Try | None = None
     for name, recipe in tried.items():
         for rule, data in candidates(request, recipe, rules, histograms, layers, {}):
@@ -194,7 +201,7 @@ def search(
                 best = Try(ratio, name, rule, data)
             if ratio < HOPELESS or best.ratio >= BEST[effort]:
                 break
-        enough = GOOD["normal" if name == "lean" else effort]  # `dynamic` isn't all integers: for want of better only
+        enough = good["normal" if name == "lean" else effort]  # `dynamic` isn't all integers: for want of better only
         if best is not None and best.ratio >= enough:
             break
     return best
@@ -234,7 +241,9 @@ def recipes(floating: list[str]) -> dict[str, list]:
             full.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
         if operator.value in (*WEIGHTED, *MOVING):
             lean.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
-        if operator.value in WEIGHTED:
+        if operator.value == "DEPTHWISE_CONV_2D":
+            dynamic.add_weight_only_config(".*", operator, num_bits=8)
+        elif operator.value in WEIGHTED:
             dynamic.add_dynamic_config(".*", operator, num_bits=8)
         if operator.value in TABLES:
             dynamic.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)

@@ -12,7 +12,8 @@
 # ///
 """Simplify an ONNX file with onnxsim: fold what is constant and merge what can be merged.
 
-Request: ``model`` (ONNX file, fixed shapes). Writes ``model.onnx`` in one file. Whether the result is right is
+Request: ``model`` (ONNX file, fixed shapes). Writes ``model.onnx`` in one file. Weights above a megabyte stay out of
+onnxsim's sight (`large_weights`): it makes five copies of what it gets. Whether the result is right is
 not decided here: the caller runs both files and compares. onnxruntime is in the environment because onnxsim
 folds constants with it when it is there; ONNX's own reference evaluator is its slow and incomplete substitute.
 """
@@ -24,6 +25,10 @@ from pathlib import Path
 import onnx
 import onnxsim
 
+sys.path.insert(0, str(Path(__file__).parent))
+import onnx_file
+from large_weights import Weights, from_inputs
+
 OLDEST_OPSET = 13  # onnxsim 0.8.1 writes Constant nodes that older opsets refuse
 GROWTH = 1.1  # a file that grows by more than this is not simpler: constants were unrolled
 SMALL = "1KB"  # the largest constant that is folded on the second try
@@ -31,15 +36,18 @@ SMALL = "1KB"  # the largest constant that is folded on the second try
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
-    # The tool gets the parsed model, so the input file itself is never at risk.
-    model = onnx.load(request["model"])
-    before, size = len(model.graph.node), model.ByteSize()
+    source, out = Path(request["model"]), Path(request["out"])
+    model = onnx_file.read(source)
+    before, size = len(model.graph.node), onnx_file.size(model)
+    weights = Weights(model, source.parent, Path(request["scratch"]))
+    weights.fold()
+    large = weights.to_inputs()
+    small = model.ByteSize()
     simplified = simplify(model)
-    del model
-    if simplified.ByteSize() > GROWTH * size:
-        simplified = simplify(onnx.load(request["model"]), tensor_size_threshold=SMALL)
-    out = Path(request["out"])
-    onnx.save(simplified, out / "model.onnx")
+    if simplified.ByteSize() - small > (GROWTH - 1) * size:
+        simplified = simplify(model, tensor_size_threshold=SMALL)
+    from_inputs(simplified, large)
+    onnx_file.write(simplified, source.parent, out / "model.onnx")
     result = {"nodes_before": before, "nodes_after": len(simplified.graph.node), "onnxsim": onnxsim.__version__}
     (out / "result.json").write_text(json.dumps(result))
 

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from activations import Seen, room, rows
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils, tfl_interpreter_utils
 
 JUDGED = 32  # calibration samples that decide between candidates
@@ -91,29 +89,6 @@ def load(data: bytes) -> Interpreter:
     return interpreter
 
 
-def signed(model: str, scratch: Path) -> str:
-    """The file, or where it names no signature, as older converters leave it, a copy that does: the quantizer asks."""
-    if Interpreter(model).get_signature_list():
-        return model
-    flat = tfl_flatbuffer_utils.read_model(model)
-    graph, made = flat.subgraphs[0], schema.SignatureDefT()
-    made.signatureKey, made.subgraphIndex = b"serving_default", 0
-    made.inputs, made.outputs = (
-        [named(graph, index) for index in indices] for indices in (graph.inputs, graph.outputs)
-    )
-    flat.signatureDefs = [made]
-    path = scratch / "signed.tflite"
-    path.write_bytes(flatbuffer_utils.convert_object_to_bytearray(flat))
-    return str(path)
-
-
-def named(graph: schema.SubGraphT, index: int) -> schema.TensorMapT:
-    """A tensor of the surface under its own name."""
-    entry = schema.TensorMapT()
-    entry.name, entry.tensorIndex = graph.tensors[index].name, index
-    return entry
-
-
 def signature(model: str) -> str:
     names = list(Interpreter(model).get_signature_list())
     if len(names) != 1:
@@ -130,3 +105,34 @@ def feeds(request: dict):
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def beside_xnnpack(data: bytes) -> list[str]:
+    """Operators that LiteRT's own kernels compute because XNNPACK doesn't take them: type and first output.
+
+    After loading, LiteRT lists the file's operators and one DELEGATE for each part that XNNPACK took: what lies
+    between the inputs and outputs of such a part is XNNPACK's.
+    """
+    interpreter = load(data)
+    operators = interpreter._get_ops_details()
+    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
+    own = [operator for operator in operators if operator["op_name"] != "DELEGATE"]
+    makers = {int(index): place for place, operator in enumerate(own) for index in operator["outputs"]}
+    taken: set[int] = set()
+    for part in operators:
+        if part["op_name"] != "DELEGATE":
+            continue
+        reached = {int(index) for index in part["inputs"]}
+        waiting = [int(index) for index in part["outputs"]]
+        while waiting:
+            index = waiting.pop()
+            if index in reached or index not in makers:
+                continue
+            reached.add(index)
+            taken.add(makers[index])
+            waiting += [int(source) for source in own[makers[index]]["inputs"]]
+    return [
+        f"{operator['op_name']} {names[int(operator['outputs'][0])]}"
+        for place, operator in enumerate(own)
+        if place not in taken
+    ]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgepack import artifact as artifacts
-from edgepack.converter import convert
+from edgepack.converter import convert, environment
 from edgepack.errors import VariantError
 from edgepack.quantizers.static import chosen, has_quantized, require_samples
 from edgepack.types import (
@@ -49,6 +49,7 @@ class TFLite:
     int8: Literal["qdq", "own", "none"] = "own"
     keeps_scales = True
     runtime_needs_layers = False
+    layer_tool = "explain_tflite"
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """Converter scripts that export and run use at `precision`."""
@@ -101,7 +102,7 @@ class TFLite:
             inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
             outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
             if precision is Precision.INT8:
-                facts = {**chosen(made), "float": made["float"]}
+                facts = {**chosen(made), "float": made["float"], "beside_xnnpack": made["beside_xnnpack"]}
         artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs, facts=facts))
 
     def _quantize(
@@ -162,6 +163,27 @@ class TFLite:
         finally:
             shutil.rmtree(samples, ignore_errors=True)
             shutil.rmtree(raw, ignore_errors=True)
+
+    def layers(self, floating: Artifact, made: Artifact, samples: Path, count: int, out: Path) -> dict[str, Any]:
+        """Layer -> what LiteRT's INT8 makes of it (see `edgepack.explain.Real`), on `count` of the source's samples."""
+        arrays = out.parent / f"{out.name}.samples"
+        arrays.mkdir(exist_ok=True)
+        try:
+            to_engine(samples, floating.inputs, arrays)
+            names = floating.folder / LAYERS
+            request = {
+                "float": str(floating.folder / FILE),
+                "int8": str(made.folder / FILE),
+                "inputs": [binding.name for binding in floating.inputs],
+                "samples": str(arrays),
+                "count": count,
+                "names": json.loads(names.read_text()) if names.is_file() else {},
+            }
+            # It has the pins of the script that runs files, and so its environment.
+            found: dict[str, Any] = convert(self.layer_tool, request, out, python=environment("run_tflite"))["layers"]
+            return found
+        finally:
+            shutil.rmtree(arrays, ignore_errors=True)
 
     def runtime(self, target: Target, layers: tuple[str, ...], precisions: tuple[Precision, ...]) -> RuntimeSpec:
         """The shared library of the target's wheel."""

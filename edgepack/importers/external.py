@@ -1,8 +1,7 @@
 """The gate for ONNX external data: which files a model wants read, and whether it may.
 
 An ONNX tensor can name a file, an offset and a length. Here those names are found by walking the protobuf wire
-format (https://protobuf.dev/programming-guides/encoding) over a memory map, without parsing the model: only tags
-and lengths are touched, so a model of any size costs little memory. A file passes when it is a plain relative
+format over a memory map, without parsing the model. A file passes when it is a plain relative
 path to a regular file with one name inside the model's folder; everything else is refused, naming the tensor.
 """
 
@@ -19,9 +18,9 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
+from edgepack.converters.wire import BYTES, VARINT, WireError, fields, varint
 from edgepack.errors import ModelError
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 OPSET_IMPORT = 8  # of ModelProto
 DEEPEST = 100  # protobuf's own limit of nested messages
 KEYS = ("location", "offset", "length", "checksum")
@@ -38,14 +37,6 @@ _NESTED = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _DATA_FIELDS = (4, 5, 6, 7, 9, 10, 11)  # TensorProto's fields that hold numbers in the file itself
-
-
-class WireError(Exception):
-    """Bytes that are no protobuf message. ``position`` is the byte where that shows."""
-
-    def __init__(self, position: int, what: str) -> None:
-        super().__init__(f"{what} at byte {position}")
-        self.position = position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +66,11 @@ def lower_versions(path: Path, newest: int, newest_opset: int) -> None:
     Exporters write their own newest ones. Whether the operators are the same at the lower opset is not asked here.
     """
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as data:
-        for number, wire, first, last in _fields(data, 0, len(data)):
+        for number, wire, first, last in fields(data, 0, len(data)):
             if number == 1 and wire == VARINT and last - first == 1 and data[first] > newest:
                 data[first] = newest
             if number == OPSET_IMPORT and wire == BYTES:
-                entry = {number: (wire, first, last) for number, wire, first, last in _fields(data, first, last)}
+                entry = {number: (wire, first, last) for number, wire, first, last in fields(data, first, last)}
                 _, start, end = entry.get(1, (BYTES, 0, 0))
                 kind, first, last = entry.get(2, (BYTES, 0, 0))
                 one_byte = kind == VARINT and last - first == 1
@@ -183,7 +174,7 @@ def _tensors(data: mmap.mmap, start: int, end: int, message: str, depth: int) ->
     if depth > DEEPEST:
         raise WireError(start, f"messages nested more than {DEEPEST} deep")
     nested = _NESTED[message]
-    for number, wire, first, last in _fields(data, start, end):
+    for number, wire, first, last in fields(data, start, end):
         inner = nested.get(number)
         if inner is None or wire != BYTES:
             continue
@@ -196,13 +187,13 @@ def _tensors(data: mmap.mmap, start: int, end: int, message: str, depth: int) ->
 def _external(data: mmap.mmap, start: int, end: int) -> Iterator[External]:
     name, marked, inline = "", False, False
     entries: list[tuple[str, str]] = []
-    for number, wire, first, last in _fields(data, start, end):
+    for number, wire, first, last in fields(data, start, end):
         if number == 8 and wire == BYTES:
             name = data[first:last].decode("utf-8", "replace")
         elif number == 13 and wire == BYTES:
             entries.append(_pair(data, first, last))
         elif number == 14 and wire == VARINT:
-            marked = _varint(data, first, last)[0] == 1
+            marked = varint(data, first, last)[0] == 1
         elif number in _DATA_FIELDS and last > first:
             inline = True
     # Leftover entries on a tensor that has its numbers here are ignored by every reader.
@@ -235,45 +226,7 @@ def _entry(tensor: str, pairs: list[tuple[str, str]]) -> External:
 
 def _pair(data: mmap.mmap, start: int, end: int) -> tuple[str, str]:
     texts = {1: "", 2: ""}
-    for number, wire, first, last in _fields(data, start, end):
+    for number, wire, first, last in fields(data, start, end):
         if number in texts and wire == BYTES:
             texts[number] = data[first:last].decode("utf-8", "surrogateescape")
     return texts[1], texts[2]
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Fields of one message as (number, wire type, first byte, past last byte of the value)."""
-    position = start
-    while position < end:
-        tag, after = _varint(data, position, end)
-        number, wire = tag >> 3, tag & 7
-        if number == 0:
-            raise WireError(position, "a field without a number")
-        if wire == VARINT:
-            last = _varint(data, after, end)[1]
-        elif wire == BYTES:
-            length, after = _varint(data, after, end)
-            last = after + length
-        elif wire in (FIXED64, FIXED32):
-            last = after + (8 if wire == FIXED64 else 4)
-        else:
-            raise WireError(position, f"an unknown wire type {wire}")
-        if last > end:
-            raise WireError(position, f"a field of {last - after} bytes in a message that has {end - after} left,")
-        yield number, wire, after, last
-        position = last
-
-
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if position >= end:
-            raise WireError(position, "an unfinished number")
-        if shift > 63:
-            raise WireError(position, "a number that is too long")
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position += 1
-        shift += 7
-        if byte < 0x80:
-            return value, position

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.cache import digest_of, sha256_file
+from edgepack.converters.wire import WireError
 from edgepack.errors import ModelError
 from edgepack.importers import external, staging
 from edgepack.importers.sniff import Kind, kind_of, meant_for
@@ -77,7 +78,7 @@ class OnnxImporter:
             raise staging.mislabelled(path, kind, WANTED)
         try:
             found = external.scan(path)
-        except external.WireError as error:
+        except WireError as error:
             raise ModelError(
                 f"{path.name} is cut off or damaged: its {path.stat().st_size:,} bytes are not a whole ONNX model "
                 f"(protobuf wire error: {error}).",

@@ -66,6 +66,11 @@ class Contents:
         return any(number in self.operators for number in STATEFUL)
 
     @property
+    def packed(self) -> bool:
+        """Whether weights are stored sparse."""
+        return any(tensor.sparse for tensor in self.tensors)
+
+    @property
     def precision(self) -> Precision:
         """INT8 where weights or activations are integers with a scale, FP16 where weights are float16."""
         if any(t.kind in INTEGERS and t.scale is not None for t in self.tensors):

@@ -50,7 +50,10 @@ def has_quantized(model: Model) -> bool:
 
 
 def float_layers(quantized: Path) -> list[str]:
-    """Layers with constant weights that a QDQ model computes in float, by their first output."""
+    """Layers with constant weights that a QDQ model computes in float, by their first output.
+
+    A Conv has no integer kernel with a float bias, and a ConvTranspose none at all.
+    """
     import onnx
 
     graph = onnx.load(quantized).graph
@@ -60,8 +63,12 @@ def float_layers(quantized: Path) -> list[str]:
         f"{node.op_type} {node.output[0]}"
         for node in graph.node
         if node.op_type in _WEIGHTED
-        and constants.intersection(node.input[:3])
-        and not integers.intersection(node.input)
+        and (constants.intersection(node.input[:2]) or not integers.isdisjoint(node.input[:2]))
+        and (
+            integers.isdisjoint(node.input)
+            or node.op_type == "ConvTranspose"
+            or (node.op_type == "Conv" and not constants.isdisjoint(node.input[2:]))
+        )
     ]
 
 

@@ -112,14 +112,14 @@ def made(chosen: BuildPlan, store: Cache) -> tuple[settling.Maker, Any]:
         samples=found,
         reference=reference,
         base=None,
-        data=evaluation.prepare(chosen, store, model),
+        data=evaluation.prepare(chosen, store, model, found),
     )
     return maker, maker.export(chosen.int8)
 
 
 def explained(folder: Path, store: Cache, int8: Int8Options = FAST) -> explain.Explanation:
     _, found = explaining.of_model(replace(planned(folder), int8=int8, named=frozenset()), store, None)
-    return found
+    return found["onnxruntime"]
 
 
 def test_explain_finds_the_one_broken_layer(folder: Path, store: Cache) -> None:
@@ -186,6 +186,22 @@ def test_a_gate_that_no_layer_in_float_can_reach_says_what_was_tried(folder: Pat
         settling.settle(maker, exported)
 
 
+def test_evaluation_with_the_calibration_data_is_told_every_time(
+    folder: Path, store: Cache, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = np.load(folder / "calib.npz")
+    fresh = np.load(folder / "eval.npz")
+    np.savez(folder / "mixed.npz", image=np.concatenate([fresh["image"][:5], given["image"][:1] * np.float32(1.001)]))
+    said = []
+    for data in ("calib.npz", "mixed.npz", "mixed.npz", "eval.npz"):
+        made(planned(folder, metric="top1", max_drop=100.0, data=folder / data), store)
+        said.append(capfd.readouterr().err)
+
+    assert f"evaluation samples of {folder / 'calib.npz'} are also in the calibration set" in said[0]
+    assert all("1 of the 6 evaluation samples" in text and "sample 5 and sample 0" in text for text in said[1:3])
+    assert "evaluation samples" not in said[3]
+
+
 def test_evaluation_in_pieces_gives_the_same_outputs(
     folder: Path, store: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,7 +209,7 @@ def test_evaluation_in_pieces_gives_the_same_outputs(
     maker, _ = made(chosen, store)
     assert maker.data is not None
     monkeypatch.setattr(evaluation, "CHUNK", 40_000)
-    in_pieces = evaluation.prepare(chosen, Cache(tmp_path / "cache"), maker.model)
+    in_pieces = evaluation.prepare(chosen, Cache(tmp_path / "cache"), maker.model, maker.samples)
 
     assert in_pieces is not None and in_pieces.reference.digest == maker.data.reference.digest
 
@@ -218,6 +234,9 @@ def nothing(reference, outputs, labels):
 def not_a_number(reference, outputs, labels):
     return np.float32("nan")
 
+def text(reference, outputs, labels):
+    return "0.9"
+
 def needs_labels(reference, outputs, labels):
     return len(labels) and int(labels.sum())
 """
@@ -229,6 +248,7 @@ def needs_labels(reference, outputs, labels):
         ("raises", r"raised KeyError: 'boxes\\x1b\[31m' \(own_metric.py, line 10\)"),
         ("exits", "raised SystemExit"),
         ("nothing", "returned NoneType, not a number"),
+        ("text", "returned str, not a number"),
         ("not_a_number", "returned nan, which can't be compared"),
         ("absent", "has no function 'absent'"),
     ],
@@ -283,3 +303,31 @@ def test_a_bundles_own_word_on_int8_needs_no_model(tmp_path: Path) -> None:
 
     assert "effort normal, ranges mse" in text and "c\\x1b" in text and "21.0 dB" in text
     assert json.loads((tmp_path / "manifest.json").read_text())["variants"][0]["name"] == "ncnn-int8"
+
+
+SCRIPTS = {
+    "ncnn": ("onnx_to_ncnn", "quantize_ncnn", "run_ncnn"),
+    "tflite": ("onnx_to_tflite", "quantize_tflite", "run_tflite"),
+}
+
+
+@pytest.mark.parametrize("engine", ["ncnn", "tflite"])
+def test_another_engines_own_layers_stand_beside_the_simulated_ones(folder: Path, store: Cache, engine: str) -> None:
+    try:
+        for script in SCRIPTS[engine]:
+            converter.environment(script)
+    except ToolMissing as error:
+        missing(f"{error} ({error.hint})")
+    asked = plan.make_plan(
+        str(folder / "net.onnx"), config.load_target("rk3588"), calibration=folder / "calib.npz", engines=[engine],
+        precisions=[Precision.INT8], int8=FAST, output=folder,
+    )  # fmt: skip
+    facts, views = explaining.of_model(asked, store, None)
+    layers = {layer.layer: layer for layer in views[engine].layers}
+    first, broken = layers["c1"], layers[BROKEN]
+
+    assert facts["engines"][engine]["layers"].keys() >= {"c1", BROKEN, "c3", "c4", "scores"}
+    assert first.kernel_db is not None and broken.kernel_db is not None
+    assert first.how == broken.how == "int8" and first.kernel_db > 30.0 > broken.kernel_db
+    assert first.low is not None and first.lowest is not None and first.low == pytest.approx(first.lowest, rel=0.2)
+    assert engine in explaining.text(facts, views, 0)

@@ -17,8 +17,9 @@ from onnx.reference import ReferenceEvaluator
 import edgepack
 from edgepack import artifact as artifacts
 from edgepack import converter
-from edgepack.engines.ncnn import PARAM, WEIGHTS, Ncnn
+from edgepack.engines.ncnn import Ncnn
 from edgepack.errors import ToolFailed, ToolMissing
+from edgepack.ncnn_export import PARAM, WEIGHTS
 from edgepack.quantizers.static import StaticQuantizer
 from edgepack.types import Artifact, Calibration, Int8Options, Model, Precision
 from tests.conftest import missing

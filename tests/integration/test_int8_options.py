@@ -29,7 +29,7 @@ RNG = np.random.default_rng(17)
 @pytest.fixture(scope="module", autouse=True)
 def _environment() -> None:
     try:
-        for script in ("quantize_onnx", "onnx_to_ort", "onnx_to_tflite", "quantize_tflite", "run_tflite"):
+        for script in ("quantize_onnx", "fuse_qdq", "onnx_to_tflite", "quantize_tflite", "run_tflite"):
             converter.environment(script)
     except ToolMissing as error:
         missing(f"{error} ({error.hint})")

@@ -83,3 +83,106 @@ def test_a_file_that_is_not_onnx_is_a_failure_of_the_tool(tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     with pytest.raises(ToolFailed, match="simplify_onnx"):
         Simplify()(Model(path=path, digest="", opset=17, inputs=(), outputs=()), tmp_path / "out")
+
+
+def simplified(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """What the pass makes of a model, which must compute the same."""
+    onnx.save(model, folder / "model.onnx")
+    (folder / "out").mkdir()
+    Simplify()(Model(path=folder / "model.onnx", digest="", opset=17, inputs=(), outputs=()), folder / "out")
+    made = onnx.load(folder / "out" / "model.onnx")
+    onnx.checker.check_model(made, full_check=True)
+    feeds = {
+        v.name: RANDOM.random([d.dim_value for d in v.type.tensor_type.shape.dim], np.float32)
+        for v in model.graph.input
+    }
+    for one, two in zip(
+        ReferenceEvaluator(model).run(None, feeds), ReferenceEvaluator(made).run(None, feeds), strict=True
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+    return made
+
+
+RANDOM = np.random.default_rng(0)
+WIDE = 600  # squared and four bytes each: above what stays in onnxsim's sight
+
+
+def wide(name: str, dtype: type = np.float32) -> TensorProto:
+    values = (
+        RANDOM.standard_normal((WIDE, WIDE)) / WIDE if dtype is np.float32 else RANDOM.integers(-9, 9, (WIDE * 4, WIDE))
+    )
+    return numpy_helper.from_array(values.astype(dtype), name)
+
+
+def graph_of(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[int]],
+    outputs: dict[str, list[int]],
+    *held: TensorProto,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    values = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in part.items()]
+        for part in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "g", *values, list(held))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def test_what_is_computed_from_a_large_weight_is_folded(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        helper.make_node("Neg", ["t"], ["n"]),
+        helper.make_node("MatMul", ["x", "n"], ["y"]),
+    ]
+    made = simplified(graph_of(nodes, {"x": [2, WIDE]}, {"y": [2, WIDE]}, wide("w")), tmp_path)
+    assert [node.op_type for node in made.graph.node] == ["MatMul"]
+    assert len(made.graph.initializer) == 1 and [value.name for value in made.graph.input] == ["x"]
+
+
+def test_batch_normalization_goes_into_a_large_convolution(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "s", "h", "m", "v"], ["n"], epsilon=0.01),
+        helper.make_node("Relu", ["n"], ["y"]),
+    ]
+    weight = numpy_helper.from_array(RANDOM.standard_normal((WIDE, WIDE, 1, 1)).astype(np.float32) / WIDE, "w")
+    numbers = [numpy_helper.from_array(RANDOM.random(WIDE, np.float32) + 0.1, name) for name in "bshmv"]
+    made = simplified(graph_of(nodes, {"x": [1, WIDE, 2, 2]}, {"y": [1, WIDE, 2, 2]}, weight, *numbers), tmp_path)
+    assert [node.op_type for node in made.graph.node] == ["Conv", "Relu"]
+
+
+def test_large_weights_that_are_equal_are_kept_once(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["z"]), helper.make_node("MatMul", ["z", "b"], ["y"])]
+    one, two = wide("a"), TensorProto()
+    two.CopyFrom(one)
+    two.name = "b"
+    made = simplified(graph_of(nodes, {"x": [2, WIDE]}, {"y": [2, WIDE]}, one, two), tmp_path)
+    assert len(made.graph.initializer) == 1
+
+
+def test_packed_weights_are_not_unpacked(tmp_path: Path) -> None:
+    """Folding DequantizeLinear makes four bytes of one."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    scale = numpy_helper.from_array(np.array(0.01, np.float32), "scale")
+    model = graph_of(nodes, {"x": [2, WIDE * 4]}, {"y": [2, WIDE]}, wide("q", np.int8), scale, opset=19)
+    made = simplified(model, tmp_path)
+    assert [node.op_type for node in made.graph.node] == ["DequantizeLinear", "MatMul"]
+
+
+def test_a_branch_keeps_the_large_weights_that_it_takes(tmp_path: Path) -> None:
+    def branch(op: str) -> onnx.GraphProto:
+        node = helper.make_node(op, ["z", "w"], ["r"])
+        return helper.make_graph([node], op, [], [helper.make_tensor_value_info("r", TensorProto.FLOAT, [WIDE, WIDE])])
+
+    nodes = [
+        helper.make_node("Greater", ["x", "half"], ["c"]),
+        helper.make_node("Add", ["x", "w"], ["z"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch("Mul"), else_branch=branch("MatMul")),
+    ]
+    half = numpy_helper.from_array(np.array([0.5], np.float32), "half")
+    made = simplified(graph_of(nodes, {"x": [1]}, {"y": [WIDE, WIDE]}, wide("w"), half), tmp_path)
+    assert "w" in {tensor.name for tensor in made.graph.initializer}

@@ -282,3 +282,45 @@ def test_a_damaged_file_is_a_failure_that_names_the_engine(tmp_path: Path) -> No
     (artifact.folder / FILE).write_bytes(b"\x18\x00\x00\x00TFL3")
     with pytest.raises(VariantError, match="cannot be loaded by LiteRT"):
         ran(artifact, model, tmp_path / "in", images(tmp_path, 2, 5))
+
+
+def test_what_a_where_does_not_take_stays_out_even_if_it_is_nan(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Where", ["mask", "zero", "low"], ["bias"]),
+        helper.make_node("Add", ["x", "bias"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["soft"], axis=-1),
+        helper.make_node("ReduceMax", ["bias"], ["most"], axes=[-1], keepdims=1),
+        helper.make_node("Equal", ["most", "low"], ["none"]),
+        helper.make_node("Where", ["none", "zero", "soft"], ["y"]),
+    ]
+    scalars = {"zero": np.zeros(1, np.float32), "low": np.full(1, -np.inf, np.float32)}
+    surface: list[Value] = [("mask", TensorProto.BOOL, [2, 5]), ("x", FLOAT, [2, 5])]
+    model = net(tmp_path / "m.onnx", nodes, surface, [("y", FLOAT, [2, 5])], **scalars)
+    mask = np.array([[[False] * 5, [True, False, True, True, False]]])
+    x = RNG.standard_normal((1, 2, 5)).astype(np.float32)
+
+    (got,) = ran(made(model, Precision.FP32, tmp_path / "fp32"), model, tmp_path / "in", mask, x)
+
+    (wanted,) = expected(model, mask, x)
+    assert not wanted[0, 0].any()
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_a_model_that_fails_with_an_operator_written_out_is_tried_with_it(tmp_path: Path) -> None:
+    """Attention on rank 3: the written-out form doesn't run in LiteRT, onnx2tf's own does."""
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=3, kv_num_heads=3)
+    surface: list[Value] = [("q", FLOAT, [2, 4, 24]), ("k", FLOAT, [2, 6, 24]), ("v", FLOAT, [2, 6, 24])]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(*value) for value in surface],
+        [helper.make_tensor_value_info("y", FLOAT, [2, 4, 24])],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    model = model_of(path)
+    given = [RNG.standard_normal((1, *shape)).astype(np.float32) for _, _, shape in surface]
+
+    (got,) = ran(made(model, Precision.FP32, tmp_path / "fp32"), model, tmp_path / "in", *given)
+
+    np.testing.assert_allclose(got, expected(model, *given)[0], atol=1e-5)

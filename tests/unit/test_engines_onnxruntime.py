@@ -58,7 +58,7 @@ def test_int8_quantizes_first_and_leaves_nothing_behind(tmp_path: Path, model: M
     out = tmp_path / "out"
     out.mkdir()
     OnnxRuntime().export(model, Precision.INT8, Calibration(path=tmp_path, digest="", count=1), None, out)
-    assert [name for name, _ in asked] == ["quantize_onnx", "onnx_to_ort"]
+    assert [name for name, _ in asked] == ["quantize_onnx", "fuse_qdq"]
     assert asked[1][1]["model"] != str(model.path), "the float model was exported as INT8"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -66,7 +66,7 @@ def test_int8_quantizes_first_and_leaves_nothing_behind(tmp_path: Path, model: M
 def test_a_model_that_is_quantized_already_is_exported_as_it_is(tmp_path: Path, model: Model, asked: list[Any]) -> None:
     quantized = replace(model, operators=("Conv", "DequantizeLinear", "QuantizeLinear"))
     OnnxRuntime().export(quantized, Precision.INT8, None, None, tmp_path)
-    assert [name for name, _ in asked] == ["onnx_to_ort"]
+    assert [name for name, _ in asked] == ["fuse_qdq"]
 
 
 def test_int8_is_refused_without_samples_and_without_weights(tmp_path: Path, model: Model, asked: list[Any]) -> None:
@@ -80,6 +80,6 @@ def test_int8_is_refused_without_samples_and_without_weights(tmp_path: Path, mod
 
 def test_the_cache_key_names_every_script_that_a_precision_runs() -> None:
     engine = OnnxRuntime()
-    assert set(engine.tools(Precision.INT8)) >= {"quantize_onnx", "onnx_to_ort"}
+    assert set(engine.tools(Precision.INT8)) >= {"quantize_onnx", "fuse_qdq"}
     assert "onnx_to_fp16" in engine.tools(Precision.FP16)
     assert all("run_onnxruntime" in engine.tools(precision) for precision in Precision)

@@ -84,7 +84,12 @@ def test_int8_keeps_the_layout_of_fp32_and_takes_name_and_scale_from_the_quantiz
     new = {"name": "o0_quantized", "dtype": "int8", "scale": 0.5, "zero_point": -3}
     asked = calls(
         monkeypatch,
-        lambda request, out: {"inputs": {"i0": {**new, "name": "i0"}}, "outputs": {"o0": new}, "float": []},
+        lambda request, out: {
+            "inputs": {"i0": {**new, "name": "i0"}},
+            "outputs": {"o0": new},
+            "float": [],
+            "beside_xnnpack": [],
+        },
     )
     out = tmp_path / "out"
     out.mkdir()

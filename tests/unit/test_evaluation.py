@@ -10,6 +10,7 @@ from PIL import Image
 
 from edgepack import evaluation
 from edgepack.errors import CalibrationError, UsageError
+from edgepack.lint import Report
 from edgepack.plan import named_failures
 from edgepack.types import GateResult, GateSpec, Outcome, Precision, Status, TensorSpec, Variant
 
@@ -39,25 +40,41 @@ def pictures(folder: Path, *names: str) -> Path:
     return folder
 
 
+def labels_of(folder: Path, classes: int | None = None, report: Report | None = None) -> np.ndarray | None:
+    return evaluation._folder_labels(folder, classes, report or Report())
+
+
+def test_fewer_folders_than_the_model_has_classes_are_told_with_the_number_that_the_first_gets(tmp_path: Path) -> None:
+    report, numbered = Report(), Report()
+    labels_of(pictures(tmp_path / "named", "cat/1.png", "dog/0.png"), 1000, report)
+    labels_of(pictures(tmp_path / "numbered", "281/1.png", "282/0.png"), 1000, numbered)
+
+    assert [text for kind, text in report.said if kind == "warning"] == [
+        f"{tmp_path / 'named'} has 2 folders of classes and the model 1000 classes: the folders count as its first 2, "
+        "'cat' as class 0. If they are others, name each folder by its number"
+    ]
+    assert not [text for kind, text in numbered.said if kind == "warning"]
+
+
 def test_folders_of_classes_count_in_the_order_of_their_names(tmp_path: Path) -> None:
-    labels = evaluation._folder_labels(pictures(tmp_path, "cat/1.png", "dog/0.png", "cat/2.png", "ape/9.png"))
+    labels = labels_of(pictures(tmp_path, "cat/1.png", "dog/0.png", "cat/2.png", "ape/9.png"))
 
     assert labels is not None and labels.tolist() == [0, 1, 1, 2]
 
 
 def test_folders_named_by_whole_numbers_are_the_classes(tmp_path: Path) -> None:
-    labels = evaluation._folder_labels(pictures(tmp_path, "10/a.png", "2/b.png"))
+    labels = labels_of(pictures(tmp_path, "10/a.png", "2/b.png"))
 
     assert labels is not None and sorted(labels.tolist()) == [2, 10]
 
 
 def test_pictures_in_no_class_have_no_labels(tmp_path: Path) -> None:
-    assert evaluation._folder_labels(pictures(tmp_path, "a.png", "b.png")) is None
+    assert labels_of(pictures(tmp_path, "a.png", "b.png")) is None
 
 
 def test_a_picture_beside_class_folders_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"stray\.png is not in a class"):
-        evaluation._folder_labels(pictures(tmp_path, "cat/1.png", "stray.png"))
+        labels_of(pictures(tmp_path, "cat/1.png", "stray.png"))
 
 
 def test_labels_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
@@ -82,5 +99,6 @@ def test_a_missed_gate_fails_the_build_although_nobody_named_the_variant() -> No
 
     class Plan:
         named: frozenset[Variant] = frozenset()
+        input_sets: tuple[str, ...] = ()
 
     assert named_failures(Plan(), (missed, other)) == [missed]  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def test_the_document_keeps_the_order_of_the_graph_with_ranks() -> None:
 
 def test_the_heat_map_is_one_file_without_scripts_and_escapes_every_name() -> None:
     hostile = replace(FOUND, layers=(layer("<script>alert(1)</script>" + HOSTILE, 1.0, 1.0, op="<b>"),))
-    page = explain_html.render(hostile, "<img src=x onerror=1>")
+    page = explain_html.render({"onnxruntime": hostile}, "<img src=x onerror=1>")
 
     assert "<script" not in page and "<img" not in page and "<b>single" in page and "&lt;b&gt;" in page
     assert "http" not in page and "src=" not in page.replace("src=x", "")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from edgepack.converters.wire import WireError
 from edgepack.errors import ModelError
 from edgepack.importers import external
 
@@ -243,7 +244,7 @@ def test_a_file_that_is_cut_off_says_at_which_byte_it_stops_making_sense(folder:
     whole = model(onnx.numpy_helper.from_array(np.zeros(8000, np.float32), "w")).SerializeToString()
     path = folder / "model.onnx"
     path.write_bytes(whole[: len(whole) * tenth // 10])
-    with pytest.raises(external.WireError, match=r"at byte \d+"):
+    with pytest.raises(WireError, match=r"at byte \d+"):
         external.scan(path)
 
 
@@ -258,7 +259,7 @@ def test_damaged_bytes_end_in_a_refusal_and_nothing_else(tmp_path_factory: pytes
     path.write_bytes(content)
     try:
         external.check(external.scan(path), folder)
-    except (external.WireError, ModelError):
+    except (WireError, ModelError):
         pass
 
 
@@ -270,7 +271,7 @@ def test_nested_messages_without_end_are_refused(folder: Path) -> None:
         inner = b"\x0a" + _length(inner) + inner  # graph: node
     path = folder / "model.onnx"
     path.write_bytes(b"\x3a" + _length(inner) + inner)
-    with pytest.raises(external.WireError, match="deep"):
+    with pytest.raises(WireError, match="deep"):
         external.scan(path)
 
 

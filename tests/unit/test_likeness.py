@@ -82,27 +82,32 @@ def test_noise_in_place_of_pictures_is_told(tmp_path: Path) -> None:
     assert "look like random noise" in said_of(prints(tmp_path / "in", noise))
 
 
-def test_evaluation_samples_inside_the_calibration_set_are_counted_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [4, 256])
+def test_evaluation_samples_inside_the_calibration_set_are_counted_and_named(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, report = smooth(30), Report()
-    evaluation = np.concatenate([smooth(8, seed=1), data[4:6], data[9:10] * np.float32(1.01)])
+    evaluation = np.concatenate([smooth(8, seed=1), data[9:10] * np.float32(1.01), data[4:6]])
+    monkeypatch.setattr(likeness, "PIECE", size)
+    prints(tmp_path / "evaluation", evaluation)
 
     likeness.check_disjoint(
         prints(tmp_path / "calibration", data),
-        prints(tmp_path / "evaluation", evaluation),
+        likeness.pieces(tmp_path / "evaluation", (PICTURE,), len(evaluation)),
         "samples of b are also in a",
         (lambda index: f"b/{index}", lambda index: f"a/{index}"),
         report,
     )
 
     assert [text for _, text in report.said] == [
-        "3 of the 11 samples of b are also in a (2 the same to the bit), such as b/8 and a/4: "
+        "3 of the 11 samples of b are also in a (2 the same to the bit), such as b/9 and a/4: "
         "figures measured with them flatter INT8"
     ]
 
 
 def test_disjoint_sets_are_not_spoken_of(tmp_path: Path) -> None:
     report = Report()
-    sets = (prints(tmp_path / "a", smooth(30)), prints(tmp_path / "b", smooth(30, seed=2)))
+    sets = (prints(tmp_path / "a", smooth(30)), [prints(tmp_path / "b", smooth(30, seed=2))])
 
     likeness.check_disjoint(*sets, "samples", (str, str), report)
 

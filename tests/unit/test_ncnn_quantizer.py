@@ -17,9 +17,9 @@ import edgepack
 
 FOLDER = Path(edgepack.__file__).parent / "converters"
 sys.path.insert(0, str(FOLDER))
-files, halving, plans, watching, ranges, int8, quantizing = map(
+files, halving, plans, watching, ranges, int8, quantizing, running = map(
     importlib.import_module,
-    ("ncnn_files", "ncnn_half", "ncnn_plan", "ncnn_watch", "ncnn_ranges", "ncnn_int8", "quantize_ncnn"),
+    ("ncnn_files", "ncnn_half", "ncnn_plan", "ncnn_watch", "ncnn_ranges", "ncnn_int8", "quantize_ncnn", "ncnn_dynamic"),
 )
 RNG = np.random.default_rng(3)
 
@@ -377,20 +377,51 @@ def test_a_bias_too_small_for_float16_does_not_keep_its_layer_in_float32() -> No
     assert file.getvalue() == tagged(weights.astype(np.float16), files.HALF) + tagged(bias)
 
 
-def test_attention_and_gemm_get_the_factors_that_ncnn_reads() -> None:
+def test_attention_gets_the_factors_that_ncnn_reads() -> None:
     parsed = files._layer(layer("MultiHeadAttention", "0=4", "1=2", "2=16"))
     arrays = [RNG.normal(0, 1, 16).astype(np.float32) if i % 2 == 0 else np.zeros(4, np.float32) for i in range(8)]
     data = np.frombuffer(b"".join(tagged(a) if i % 2 == 0 else a.tobytes() for i, a in enumerate(arrays)), np.uint8)
-    written = int8.write_attention(parsed, files.locate([parsed], data)[0], data)
+    ((_, written),) = running.write_attention(parsed, files.locate([parsed], data)[0], data)
     assert len(written) == 4 * (4 + 16 + 4 * 4) + 4 * (4 + 4 + 4 + 1)
     factors = np.frombuffer(written[-52:], np.float32)
     assert factors[:4] == pytest.approx(127 / np.abs(arrays[0].reshape(4, 4)).max(axis=1))
     assert factors[12] == pytest.approx(127 / np.abs(arrays[6]).max())
     assert parsed.params["18"] == "2"
 
-    gemm = files._layer(layer("Gemm", "5=1", "6=1", "8=2", "9=4", "10=4"))
-    data = np.frombuffer(tagged(np.arange(8, dtype=np.float32)) + tagged(np.ones(2, np.float32)), np.uint8)
-    written = int8.write_gemm(gemm, files.locate([gemm], data)[0], data)
+
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_each_column_of_a_product_uses_the_whole_int8_range_and_comes_back(by_rows: bool) -> None:
+    matrix = RNG.normal(0, 1, (3, 8)).astype(np.float32) * np.array([[1.0], [0.1], [1e-9]], np.float32)
+    gemm = files._layer(layer("Gemm", "5=1", "6=1", "8=3", "9=8", "10=4", f"3={int(by_rows)}"))
+    addend = np.array([1.0, 2.0, 3.0], np.float32)
+    data = np.frombuffer(tagged(matrix if by_rows else matrix.T.copy()) + tagged(addend), np.uint8)
+    (_, written), (memory, gains), (product, none) = running.write_gemm(gemm, files.locate([gemm], data)[0], data)
+    stored = np.frombuffer(written, np.int8, 24, 4).reshape(3, 8) if by_rows else None
+    if stored is None:
+        stored = np.frombuffer(written, np.int8, 24, 4).reshape(8, 3).T
+    factor, gain = np.frombuffer(written[-4:], np.float32)[0], np.frombuffer(gains, np.float32)
+    assert np.abs(stored[:2]).max(axis=1).tolist() == [127, 127]
+    assert np.abs(stored / factor * gain[:, None] - matrix).max(axis=1) == pytest.approx(0, abs=0.02)
+    assert np.frombuffer(written[32:44], np.float32) * gain == pytest.approx(addend)
+    assert gain.min() >= 1 / 64 and gain.max() == 1.0
+    assert memory.params == {"0": "3", "1": "1"} and product.bottoms == [gemm.tops[0], memory.tops[0]] and none == b""
+
+
+def test_a_product_that_adds_something_else_than_a_row_keeps_one_factor() -> None:
+    gemm = files._layer(layer("Gemm", "5=1", "6=1", "7=4", "8=2", "9=4", "10=3"))
+    data = np.frombuffer(tagged(np.arange(8, dtype=np.float32)) + tagged(np.ones(8, np.float32)), np.uint8)
+    ((_, written),) = running.write_gemm(gemm, files.locate([gemm], data)[0], data)
     assert written == files.tagged(np.rint(np.arange(8) * 127 / 7).astype(np.int8).tobytes(), files.INT8) + tagged(
-        np.ones(2, np.float32)
+        np.ones(8, np.float32)
     ) + files.raw(127 / 7)
+
+
+def test_a_table_of_rows_has_a_factor_per_column() -> None:
+    table = (RNG.normal(0, 1, (50, 4)) * [1.0, 0.2, 0.05, 0.5]).astype(np.float32)
+    embed = files._layer(layer("Embed", "0=4", "1=50", "2=0", "3=200"))
+    data = np.frombuffer(tagged(table), np.uint8)
+    (_, written), (_, gains), _ = running.write_embed(embed, files.locate([embed], data)[0], data)
+    integers = np.frombuffer(written, np.int8, 200, 4).reshape(50, 4)
+    back = integers / np.frombuffer(written[-4:], np.float32) * np.frombuffer(gains, np.float32)
+    assert (np.abs(back - table).max(axis=0) < np.abs(table).max(axis=0) / 200).all()
+    assert np.abs(integers).max(axis=0).tolist() == [127] * 4

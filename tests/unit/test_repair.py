@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -26,7 +26,7 @@ LAYERS = (
     layer("d", 0.05, 0.01),
     layer("e", 0, 0.3),
 )
-RULES = {"auto": 1.0, "mse": 1.0, "percentile": 1.0, "minmax": 1.0}
+RULES = {"auto": 1.0, "mse": 1.01, "percentile": 1.02, "minmax": 1.03}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ class Try:
     @property
     def sqnr_db(self) -> float:
         return -10.0 * self.noise
+
+    @property
+    def rule(self) -> str:
+        return "entropy"
+
+    @property
+    def in_float(self) -> frozenset[str]:
+        return frozenset(self.int8.keep_float)
 
 
 class Engine:
@@ -112,6 +120,81 @@ def test_tries_are_bounded() -> None:
     found = repair.repair(make(Int8Options()), make, lambda _: many, 1.0)
 
     assert found.passed is not None and found.tries <= repair.MOST_TRIES
+
+
+def test_a_layer_that_the_engine_does_not_know_by_name_is_not_said_to_be_in_float() -> None:
+    @dataclass(frozen=True)
+    class Forgetful(Try):
+        @property
+        def in_float(self) -> frozenset[str]:
+            return super().in_float - {"c"}
+
+    def make(int8: Int8Options) -> Try:
+        noise = sum(x.noise for x in LAYERS if x.layer not in {*int8.keep_float} - {"c"})
+        return Forgetful(int8, noise, 0.31)
+
+    found = repair.repair(make(DEFAULT_INT8), make, lambda _: LAYERS, 0.05)
+
+    assert found.passed is not None and [kept.layer for kept in found.kept] == ["a", "d"]
+
+
+def test_an_engine_that_knows_no_layer_by_name_is_not_tried_on_and_on() -> None:
+    @dataclass(frozen=True)
+    class Ignorant(Try):
+        @property
+        def in_float(self) -> frozenset[str]:
+            return frozenset()
+
+    def make(int8: Int8Options) -> Try:
+        return Ignorant(int8, RULES[int8.ranges], 0.5)
+
+    found = repair.repair(make(DEFAULT_INT8), make, lambda _: LAYERS, 0.05)
+
+    assert found.passed is None and found.kept == () and found.tries == len(repair.OTHER_RANGES) + 1
+
+
+def test_the_rule_that_auto_came_to_is_not_tried_again() -> None:
+    @dataclass(frozen=True)
+    class Told(Try):
+        @property
+        def rule(self) -> str:
+            return "mse" if self.int8.ranges == "auto" else self.int8.ranges
+
+    asked = []
+
+    def make(int8: Int8Options) -> Try:
+        asked.append(int8.ranges)
+        return Told(int8, 1.0, 0.5)
+
+    repair.repair(make(DEFAULT_INT8), make, lambda _: LAYERS, 0.05)
+
+    assert "mse" not in asked
+
+
+def test_where_ranges_change_nothing_they_are_tried_once() -> None:
+    engine = Engine(most=0.4, rules={"auto": 1.0, "mse": 1.0, "percentile": 1.0, "minmax": 1.0})
+    found = engine.repair(0.05)
+
+    assert [kept.layer for kept in found.kept] == ["a"]
+    assert sum(not asked.keep_float for asked in engine.asked) == 2
+
+
+def test_a_layer_with_most_of_the_weights_comes_after_one_with_as_much_noise_and_few() -> None:
+    heavy, light = replace(layer("heavy", 0.5, 0.01), weights=0.7), replace(layer("light", 0.4, 0.01), weights=0.01)
+
+    assert [x.layer for x in repair.candidates([heavy, light], 0.05)] == ["light", "heavy"]
+
+
+def test_a_few_loud_layers_among_many_are_found_in_few_tries() -> None:
+    many = [layer(f"l{i}", 2.0**-i, 0.002) for i in range(60)]
+    loud = {x.layer: x.noise for x in many}
+
+    def make(int8: Int8Options) -> Try:
+        return Try(int8, sum(noise for name, noise in loud.items() if name not in int8.keep_float), 0.13)
+
+    found = repair.repair(make(DEFAULT_INT8), make, lambda _: many, 0.05)
+
+    assert [kept.layer for kept in found.kept] == ["l0", "l1", "l2", "l3"] and found.tries <= 8
 
 
 def test_an_engine_that_cannot_keep_a_layer_in_float_is_no_crash() -> None:

@@ -92,3 +92,30 @@ def test_a_sample_that_is_next_to_nothing_on_both_sides_is_not_judged_by_its_dir
 
     assert verdict(output, Bound(cosine=0.9999), reference).passed
     assert not verdict(loud, Bound(cosine=0.9999), reference).passed
+
+
+def test_one_infinity_in_both_hides_no_error() -> None:
+    reference, output = REFERENCE.copy(), -REFERENCE
+    reference[0, 0, 0] = output[0, 0, 0] = np.inf
+
+    assert not verdict(output, reference=reference).passed
+    assert verdict(reference.copy(), reference=reference).passed
+
+
+def test_an_infinity_of_the_other_sign_or_a_number_in_its_place_is_wrong() -> None:
+    reference = REFERENCE.copy()
+    reference[0, 0, 0] = -np.inf
+    for value in (np.inf, -1e38, np.nan):
+        output = reference.copy()
+        output[0, 0, 0] = value
+
+        assert "infinite" in verdict(output, reference=reference).reason
+
+
+def test_nan_of_the_source_must_be_nan_and_hides_no_error_beside_it() -> None:
+    reference = REFERENCE.copy()
+    reference[0, 0, :4] = np.nan
+
+    assert verdict(reference.copy(), reference=reference).passed
+    assert not verdict(-reference, reference=reference).passed
+    assert not verdict(np.nan_to_num(reference), reference=reference).passed
