@@ -7,6 +7,8 @@
 Request: ``model`` (ONNX file, fixed shapes). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` (in the
 source's order) hold each tensor's engine name, dtype, shape and ``perm``: engine = transpose(source, perm).
 ``layers``: the names that nodes and their first outputs have in the file -> the first outputs' names in the source.
+Of a quantized model (QDQ) the float model inside is converted; ``scales`` are then its scales by the names in the file
+(`qdq_pairs`).
 
 onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known habits, and what is done:
 - it rewrites its input file: it gets a copy;
@@ -39,6 +41,8 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
+from float_of_qdq import without_pairs
+from qdq_pairs import found_again, pairs_of
 from tflite_forms import same_shapes_for_where
 
 IR_VERSION = 10  # the newest that every pinned package here reads
@@ -80,9 +84,11 @@ def main() -> None:
 
 
 def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
-    """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``distance``."""
+    """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``scales``, ``distance``."""
+    pairs = pairs_of(model)
+    without_pairs(model, "LiteRT", upper=False)
     model = with_plain_constants(expanded(model) if attempt.expand else model)
-    layers = rename(model)
+    layers, names = rename(model)
     fold_filled_constants(model.graph)
     model.ir_version = min(model.ir_version, IR_VERSION)
     model = with_shapes(model)
@@ -99,7 +105,8 @@ def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
         onnx.save(model, given)
     made = convert(given, [value.name for value in inputs], folder / "made", simplify=attempt.simplify)
     described = describe(copy, made, inputs, [value.name for value in model.graph.output])
-    return {**described, "file": made, "layers": layers}
+    scales = found_again(pairs, names, copy, made) if pairs.activations or pairs.weights else None
+    return {**described, "file": made, "layers": layers, "scales": scales}
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -127,10 +134,11 @@ def convert(source: Path, inputs: list[str], folder: Path, *, simplify: bool) ->
     return made
 
 
-def rename(model: onnx.ModelProto) -> dict[str, str]:
+def rename(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
     """Names that no tool stumbles over: inputs i0, i1..., outputs o0, o1..., the rest t0, t1...
 
-    The new names of nodes and of their first outputs -> the first outputs' names before.
+    The new names of nodes and of their first outputs -> the first outputs' names before; and every tensor's old name ->
+    its new one.
     """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -152,7 +160,7 @@ def rename(model: onnx.ModelProto) -> dict[str, str]:
     for old, new in finals:
         graph.node.append(onnx.helper.make_node("Identity", [names[old]], [new], name=f"n_{new}"))
     model.metadata_props.clear()
-    return layers
+    return layers, names
 
 
 def rename_graph(graph: onnx.GraphProto, names: dict[str, str]) -> None:
