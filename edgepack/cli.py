@@ -61,6 +61,10 @@ def model_options(command: F) -> F:
                 help="Only this precision (repeatable).",
             ),
             click.option(
+                "--surface", type=click.Choice(["int8", "float"]), default="int8", show_default=True,
+                help="What INT8 files of tflite take and give. (onnxruntime's and ncnn's are float outside.)",
+            ),
+            click.option(
                 "--effort", type=click.Choice(["fast", "normal", "high"]), default="normal", show_default=True,
                 help="How much time INT8 may take to get closer to the source.",
             ),
@@ -340,6 +344,7 @@ def _plan(
     preprocess: Path | None,
     precisions: tuple[str, ...],
     effort: str,
+    surface: str,
     memory: int,
     data: Path | None,
     metric: str | None,
@@ -371,7 +376,7 @@ def _plan(
         calibration=calib,
         preprocess=config.load_preprocess(preprocess) if preprocess else config.beside(model),
         precisions=tuple(Precision(p) for p in precisions),
-        int8=Int8Options(effort=effort, memory_mb=memory),  # type: ignore[arg-type]
+        int8=Int8Options(effort=effort, surface=surface, memory_mb=memory),  # type: ignore[arg-type]
         gate=gate,
         **rest,
     )

@@ -19,6 +19,7 @@ onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known
   inferred first;
 - it makes BATCH_MATMUL of a MatMul with constant weights, which LiteRT can't run in INT8 (it gives zeros) nor
   pack ahead: such a MatMul becomes a Gemm, and that FULLY_CONNECTED;
+- it makes RELU_0_TO_1 of HardSigmoid, which XNNPACK doesn't have: RELU6 does the same;
 - it writes Where with unlike shapes as arithmetic, which lets NaN and infinities through: they become alike;
 - it may move channels last, by rules of its own: inputs are told to keep their shape (``-kat``, a Transpose goes
   inside where it needs one), and outputs are compared with ONNX Runtime's to see what was done;
@@ -43,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
 from float_of_qdq import without_pairs
 from qdq_pairs import found_again, pairs_of
-from tflite_forms import same_shapes_for_where
+from tflite_forms import hard_sigmoid_by_relu6, same_shapes_for_where
 
 IR_VERSION = 10  # the newest that every pinned package here reads
 FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
@@ -94,6 +95,8 @@ def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
     model = with_shapes(model)
     flatten_products(model.graph)
     same_shapes_for_where(model.graph)
+    if opset_of(model) >= 11:
+        hard_sigmoid_by_relu6(model.graph)
     model = with_shapes(model)
     copy = folder / "model.onnx"
     onnx.save(model, copy)
@@ -107,6 +110,10 @@ def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
     described = describe(copy, made, inputs, [value.name for value in model.graph.output])
     scales = found_again(pairs, names, copy, made) if pairs.activations or pairs.weights else None
     return {**described, "file": made, "layers": layers, "scales": scales}
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -84,10 +84,9 @@ MOVING = (
     "STRIDED_SLICE", "TRANSPOSE", "UNPACK",
 )  # fmt: skip
 TABLES = ("GATHER",)  # embedding tables
-# Not quantized by any recipe: divisions, roots and differences, whose results need more than 256 steps.
-COMPUTING = (
-    "ADD", "BATCH_MATMUL", "GELU", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MEAN", "MUL", "SOFTMAX", "TANH",
-)  # fmt: skip
+# Not quantized by any recipe: divisions, roots and differences, whose results need more than 256 steps, and SOFTMAX,
+# which XNNPACK has in float only.
+COMPUTING = ("ADD", "BATCH_MATMUL", "GELU", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MEAN", "MUL", "TANH")
 
 
 def main() -> None:
@@ -147,7 +146,7 @@ def int8(request: dict, facts: dict) -> bytes:
     facts.update(kept_float=found, rounding="nearest")
     if request.get("scales"):
         return with_own_scales(request, scopes, layers, histograms, wanted, facts)
-    tried = recipes(scopes)
+    tried = recipes(scopes, options["surface"])
     if options["effort"] == "fast":
         return first(request, tried, rules[0], histograms, layers, facts)
     best = search(request, tried, rules, histograms, layers, wanted, options["effort"])
@@ -177,7 +176,8 @@ def with_own_scales(
     scales = request["scales"]
     chosen = given_weights(layers, scales["weights"])
     known = with_given(histograms, scales["activations"])
-    in_integers = recipes([*scopes, *scopes_of(request, layers.keys() - chosen.keys())])
+    in_float = [*scopes, *scopes_of(request, layers.keys() - chosen.keys())]
+    in_integers = recipes(in_float, request["int8"]["surface"])
     del in_integers["dynamic"]
     best: Try | None = None
     for name, recipe in in_integers.items():
@@ -282,11 +282,14 @@ def floating(request: dict, names: set[str]) -> tuple[list[str], list[str]]:
     return patterns, sorted(found)
 
 
-def recipes(floating: list[str]) -> dict[str, list]:
-    """What to quantize and how, in the tool's terms; operators of the patterns `floating` are left alone."""
+def recipes(floating: list[str], surface: str) -> dict[str, list]:
+    """What to quantize and how, in the tool's terms; operators of the patterns `floating` are left alone.
+
+    Inputs and outputs are integers in `full`, where `surface` says so.
+    """
     full, lean, dynamic = (recipe_manager.RecipeManager() for _ in range(3))
     for operator in TFLOperationName:
-        if operator.value in (*SURFACE, *WEIGHTED, *MOVING, *COMPUTING):
+        if operator.value in (*WEIGHTED, *MOVING, *COMPUTING) or (surface == "int8" and operator.value in SURFACE):
             full.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
         if operator.value in (*WEIGHTED, *MOVING):
             lean.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
