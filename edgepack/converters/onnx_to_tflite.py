@@ -7,6 +7,8 @@
 Request: ``model`` (ONNX file, fixed shapes). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` (in the
 source's order) hold each tensor's engine name, dtype, shape and ``perm``: engine = transpose(source, perm).
 ``layers``: the names that nodes and their first outputs have in the file -> the first outputs' names in the source.
+Of a quantized model (QDQ) the float model inside is converted; ``scales`` are then its scales by the names in the file
+(`qdq_pairs`).
 
 onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known habits, and what is done:
 - it rewrites its input file: it gets a copy;
@@ -19,6 +21,7 @@ onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known
 - it has no form for groups in a convolution over one axis: that gets a second axis of one;
 - it makes BATCH_MATMUL of a MatMul with constant weights, which LiteRT can't run in INT8 (it gives zeros) nor
   pack ahead: such a MatMul becomes a Gemm, and that FULLY_CONNECTED;
+- it makes RELU_0_TO_1 of HardSigmoid, which XNNPACK doesn't have: RELU6 does the same;
 - it writes Where with unlike shapes as arithmetic, which lets NaN and infinities through: they become alike;
 - it may move channels last, by rules of its own: inputs are told to keep their shape (``-kat``, a Transpose goes
   inside where it needs one), and outputs are compared with ONNX Runtime's to see what was done;
@@ -42,6 +45,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
+from float_of_qdq import without_pairs
+from qdq_pairs import found_again, pairs_of
 from tflite_forms import with_forms, with_weights
 from unrolled import unrolled
 
@@ -83,10 +88,13 @@ def main() -> None:
 
 
 def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
-    """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``distance``."""
+    """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``scales``, ``distance``."""
     sources = {name for node in model.graph.node for name in node.output}
+    pairs = pairs_of(model)
+    without_pairs(model, "LiteRT", upper=False)
     model = with_weights(unrolled(with_plain_constants(expanded(model) if attempt.expand else model)))
-    layers = {name: source for name, source in rename(model).items() if source in sources}
+    layers, names = rename(model)
+    layers = {name: source for name, source in layers.items() if source in sources}
     model.ir_version = min(model.ir_version, IR_VERSION)
     model = with_forms(model)
     copy = folder / "model.onnx"
@@ -99,7 +107,8 @@ def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
         onnx.save(model, given)
     made = convert(given, [value.name for value in inputs], folder / "made", simplify=attempt.simplify)
     facts = describe(copy, made, inputs, [value.name for value in model.graph.output])
-    return {**facts, "file": made, "layers": layers}
+    scales = found_again(pairs, names, copy, made) if pairs.activations or pairs.weights else None
+    return {**facts, "file": made, "layers": layers, "scales": scales}
 
 
 def convert(source: Path, inputs: list[str], folder: Path, *, simplify: bool) -> Path:
@@ -120,10 +129,11 @@ def convert(source: Path, inputs: list[str], folder: Path, *, simplify: bool) ->
     return made
 
 
-def rename(model: onnx.ModelProto) -> dict[str, str]:
+def rename(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
     """Names that no tool stumbles over: inputs i0, i1..., outputs o0, o1..., the rest t0, t1...
 
-    The new names of nodes and of their first outputs -> the first outputs' names before.
+    The new names of nodes and of their first outputs -> the first outputs' names before; and every tensor's old name ->
+    its new one.
     """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -145,7 +155,7 @@ def rename(model: onnx.ModelProto) -> dict[str, str]:
     for old, new in finals:
         graph.node.append(onnx.helper.make_node("Identity", [names[old]], [new], name=f"n_{new}"))
     model.metadata_props.clear()
-    return layers
+    return layers, names
 
 
 def rename_graph(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -16,7 +16,13 @@ def with_forms(model: onnx.ModelProto) -> onnx.ModelProto:
     flatten_products(model.graph)
     elu_of_one(model.graph)
     same_shapes_for_where(model.graph)
+    if opset_of(model) >= 11:
+        hard_sigmoid_by_relu6(model.graph)
     return with_shapes(model)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -164,5 +170,38 @@ def same_shapes_for_where(graph: onnx.GraphProto) -> None:
                 nodes.append(onnx.helper.make_node("Expand", [name, shape], [whole], name=f"n_{whole}"))
                 node.input[index] = whole
         nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def hard_sigmoid_by_relu6(graph: onnx.GraphProto) -> None:
+    """Write HardSigmoid on float32 as ``relu6(6 a x + 6 b) / 6``.
+
+    XNNPACK has RELU6, but not the RELU_0_TO_1 that onnx2tf makes of it: that cuts a network into parts, each with
+    conversions around it where its neighbours are integers.
+    """
+    values = (*graph.input, *graph.value_info, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "HardSigmoid" or types.get(node.input[0]) != onnx.TensorProto.FLOAT:
+            nodes.append(node)
+            continue
+        given = {attribute.name: attribute.f for attribute in node.attribute}
+        made = node.output[0]
+        terms = {
+            "slope": 6.0 * given.get("alpha", 0.2), "middle": 6.0 * given.get("beta", 0.5), "low": 0.0, "high": 6.0,
+            "sixth": 1.0 / 6.0,
+        }  # fmt: skip
+        for name, value in terms.items():
+            graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"{made}_{name}"))
+        nodes += [
+            onnx.helper.make_node("Mul", [node.input[0], f"{made}_slope"], [f"{made}_steep"], f"n_{made}_steep"),
+            onnx.helper.make_node("Add", [f"{made}_steep", f"{made}_middle"], [f"{made}_moved"], f"n_{made}_moved"),
+            onnx.helper.make_node(
+                "Clip", [f"{made}_moved", f"{made}_low", f"{made}_high"], [f"{made}_cut"], f"n_{made}_cut"
+            ),
+            onnx.helper.make_node("Mul", [f"{made}_cut", f"{made}_sixth"], [made], node.name),
+        ]
     del graph.node[:]
     graph.node.extend(nodes)
