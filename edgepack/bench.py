@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgepack import conditions, log, stats
-from edgepack.bundle import Bundle
+from edgepack.bundle import Bundle, golden_of
 from edgepack.errors import DeviceFailed, UsageError
 from edgepack.figures import figures, level, round_levels
 from edgepack.measuring import Answer, Block, Order, Place, measure
@@ -42,6 +42,7 @@ class Case:
     engine: str
     precision: str
     threads: int
+    input_set: str = ""
 
     def __str__(self) -> str:
         return f"{self.variant} x{self.threads}"
@@ -146,7 +147,7 @@ class Plan:
         """The words that run the harness once."""
         runs = 1 if self.emulated else BLOCK_RUNS
         words = [f"./bin/edgepack-{case.engine}", "bench", "--variant", f"variants/{case.variant}"]
-        words += ["--golden", "golden", "--threads", str(case.threads), "--min-runs", str(runs)]
+        words += ["--golden", golden_of(case.input_set), "--threads", str(case.threads), "--min-runs", str(runs)]
         seconds = f"{self.block_seconds:.3f}"
         if self.old_options:
             return (*words, "--min-time", seconds)
@@ -279,7 +280,13 @@ def _cases(bundle: Bundle, variants: Sequence[str], threads: Sequence[int]) -> l
     if not items:
         raise UsageError(f"The bundle {bundle.path.name} has no variant.", "Build it again.", id="EP230")
     return [
-        Case(variant=item["name"], engine=item["engine"], precision=item["precision"], threads=count)
+        Case(
+            variant=item["name"],
+            engine=item["engine"],
+            precision=item["precision"],
+            threads=count,
+            input_set=item.get("input_set", ""),
+        )
         for item in items
         for count in dict.fromkeys(threads)
     ]

@@ -20,7 +20,7 @@ from typing import Any
 
 from edgepack.cache import flush_folder, flush_tree, out_of_space, sha256_file, sha256_text
 from edgepack.errors import IntegrityError, UsageError
-from edgepack.types import Artifact, Binding, Bound, BundleFile, Precision, Preprocess, Target, TensorSpec
+from edgepack.types import Artifact, Binding, Bound, BundleFile, Precision, Preprocess, Target, TensorSpec, at_set
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -37,31 +37,49 @@ ROLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """An opened bundle: its folder and its manifest, every file checked."""
+    """An opened bundle: its folder and its manifest, every file checked.
+
+    Manifests of before there were input sets have neither ``input_sets`` nor a variant's ``input_set``.
+    """
 
     path: Path
     manifest: dict[str, Any]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The source model's inputs."""
+        """The source model's inputs, without an input set."""
         return tuple(spec_from(item) for item in self.manifest["inputs"])
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The source model's outputs."""
+        """The source model's outputs, without an input set."""
         return tuple(spec_from(item) for item in self.manifest["outputs"])
 
     def variant(self, name: str) -> Path:
         """The folder of a variant. Raises `UsageError` that lists what the bundle has."""
-        names = [item["name"] for item in self.manifest["variants"]]
-        if name not in names:
+        return self.path / "variants" / str(self.facts(name)["name"])
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the manifest says of a variant. Raises `UsageError` that lists what the bundle has."""
+        found = {item["name"]: item for item in self.manifest["variants"]}
+        if name not in found:
             raise UsageError(
                 f"The bundle {self.path.name} has no variant {name!r}.",
-                f"It has: {', '.join(names) or 'none'}.",
+                f"It has: {', '.join(found) or 'none'}.",
                 id="EP230",
             )
-        return self.path / "variants" / name
+        return dict(found[name])
+
+    def tensors(self, item: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """The model's inputs and outputs at the shapes of a variant, of which `item` is the manifest's."""
+        sets = {part["name"]: part for part in self.manifest.get("input_sets", ())}
+        part = sets[item["input_set"]] if item.get("input_set") else self.manifest
+        return tuple(map(spec_from, part["inputs"])), tuple(map(spec_from, part["outputs"]))
+
+
+def golden_of(input_set: str) -> str:
+    """The folder of the golden samples for an input set's shapes, "" for those without a set."""
+    return at_set("golden", input_set)
 
 
 @contextmanager
@@ -94,7 +112,7 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         relative = path.relative_to(folder)
         path.chmod(0o755 if relative.parts[0] in ("bin", "lib") else 0o644)
-        role = ROLES.get(relative.parts[0], "other")
+        role = ROLES.get(relative.parts[0].split("@")[0], "other")
         files.append(
             {
                 "path": relative.as_posix(),

@@ -43,14 +43,19 @@ def model_options(command: F) -> F:
         (
             click.option("--target", "-t", required=True, metavar="NAME|FILE.toml", help="Device profile."),
             click.option(
-                "--calib", type=click.Path(path_type=Path), metavar="DIR|NPZ|MODULE:FUNCTION",
-                help="Real inputs for INT8: a folder of images, an .npz or .npy, or a Python function.",
+                "--calib", multiple=True, metavar="DIR|NPZ|MODULE:FUNCTION",
+                help="Real inputs for INT8: a folder of images, an .npz or .npy, or a Python function; SET:... for "
+                "an input set.",
             ),
             click.option(
-                "--samples", type=click.Path(path_type=Path), metavar="DIR|NPZ|MODULE:FUNCTION",
-                help="Real inputs to verify with.",
+                "--samples", multiple=True, metavar="DIR|NPZ|MODULE:FUNCTION",
+                help="Real inputs to verify with; SET:... for an input set.",
             ),
             click.option("--input", "inputs", multiple=True, metavar="NAME=1x3x224x224", help="Shape of an input."),
+            click.option(
+                "--input-set", "sets", multiple=True, metavar="SET:NAME=1x3x224x448",
+                help="Another shape of an input, for variants of their own in the same bundle.",
+            ),
             click.option(
                 "--preprocess", type=click.Path(path_type=Path),
                 help="How images become inputs (TOML); default: edgepack.toml beside the model.",
@@ -61,6 +66,10 @@ def model_options(command: F) -> F:
                 help="Only this precision (repeatable).",
             ),
             click.option(
+                "--surface", type=click.Choice(["int8", "float"]), default="int8", show_default=True,
+                help="What INT8 files of tflite take and give. (onnxruntime's and ncnn's are float outside.)",
+            ),
+            click.option(
                 "--effort", type=click.Choice(["fast", "normal", "high"]), default="normal", show_default=True,
                 help="How much time INT8 may take to get closer to the source.",
             ),
@@ -68,7 +77,9 @@ def model_options(command: F) -> F:
                 "--memory", type=click.IntRange(1), metavar="MB", default=400, show_default=True,
                 help="Memory that INT8's calibration may take.",
             ),
-            click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: pictures or .npz."),
+            click.option(
+                "--data", multiple=True, metavar="DIR|NPZ", help="Evaluation data; SET:... for an input set.",
+            ),
             click.option("--metric", metavar="top1|cosine|sqnr|module:function", help="What is measured on --data."),
             click.option("--max-drop", type=click.FloatRange(0.0), help="How far below the float model's score."),
             click.option("--min-sqnr", type=float, metavar="DB", help="The least SQNR on --data, in dB."),
@@ -336,12 +347,15 @@ def _plan(
     model: str,
     target: str,
     inputs: tuple[str, ...],
-    calib: Path | None,
+    sets: tuple[str, ...],
+    calib: tuple[str, ...],
+    samples: tuple[str, ...],
     preprocess: Path | None,
     precisions: tuple[str, ...],
     effort: str,
+    surface: str,
     memory: int,
-    data: Path | None,
+    data: tuple[str, ...],
     metric: str | None,
     max_drop: float | None,
     min_sqnr: float | None,
@@ -349,16 +363,21 @@ def _plan(
     max_float_macs: float,
     **rest: Any,
 ) -> BuildPlan:
-    from edgepack import config, evaluation
+    from edgepack import config, evaluation, input_sets, plugins, project
     from edgepack.plan import make_plan, parse_input
     from edgepack.types import GateSpec, Int8Options, Precision
 
+    declared = project.load(preprocess) if preprocess else project.beside(model)
     parsed = [parse_input(text) for text in inputs]
+    further = [(name, *parse_input(text, "--input-set")) for name, text in map(input_sets.split, sets)]
+    names = [*(name for name, *_ in further), *(each.name for each in declared.input_sets)]
+    given = {"calibration": ("--calib", calib), "samples": ("--samples", samples), "data": ("--data", data)}
+    paths = {kind: input_sets.own_data(option, values, names) for kind, (option, values) in given.items()}
     gate = GateSpec(
         metric=metric or ("sqnr" if min_sqnr is not None else "top1" if max_drop is not None else ""),
         max_drop=max_drop,
         min_sqnr=min_sqnr,
-        data=data,
+        data=paths["data"][0],
         repair=repair,
         max_float_macs=max_float_macs,
     )
@@ -366,13 +385,17 @@ def _plan(
     return make_plan(
         model,
         config.load_target(target),
-        shapes={name: shape for name, shape, _ in parsed},
+        shapes={**declared.shapes, **{name: shape for name, shape, _ in parsed}},
         dtypes={name: dtype for name, _, dtype in parsed if dtype},
-        calibration=calib,
-        preprocess=config.load_preprocess(preprocess) if preprocess else config.beside(model),
+        calibration=paths["calibration"][0],
+        samples=paths["samples"][0],
+        preprocess=declared.preprocess,
         precisions=tuple(Precision(p) for p in precisions),
-        int8=Int8Options(effort=effort, memory_mb=memory),  # type: ignore[arg-type]
+        int8=Int8Options(effort=effort, surface=surface, memory_mb=memory),  # type: ignore[arg-type]
         gate=gate,
+        sets=input_sets.declare(
+            declared.input_sets, further, {kind: own for kind, (_, own) in paths.items()}, plugins.names("engines")
+        ),
         **rest,
     )
 

@@ -1,26 +1,25 @@
-"""TOML -> Target, Preprocess. Strict: an unknown key is an error with its line and the nearest name.
+"""TOML -> Target. Strict: an unknown key is an error with its line and the nearest name.
 
 A target profile may `extends` another, by name or by a path beside it; tables are merged key by key, the nearer file
-wins. What every key means is in docs/targets.md and docs/preprocess.md.
+wins. What every key means is in docs/targets.md.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepack import log, this_machine
+from edgepack import this_machine
 from edgepack.errors import ConfigError, UsageError
 from edgepack.resources import data
-from edgepack.strict_toml import Document, near, read
+from edgepack.strict_toml import Document, near, number, read, whole
 from edgepack.this_machine import MACHINES
-from edgepack.types import Bound, Precision, Preprocess, Target
+from edgepack.types import Bound, Precision, Target
 
-__all__ = ["MACHINES", "list_targets", "load_preprocess", "load_target"]
+__all__ = ["MACHINES", "list_targets", "load_target"]
 
 BOUNDS = {
     Precision.FP32: Bound(cosine=0.9999, sqnr_db=40.0),
@@ -60,19 +59,6 @@ TARGET_CHOICES = {
 BOUND_KEYS = ("cosine", "sqnr_db", "top1")
 OFF = "off"
 OWN_LIBRARY = "onnxruntime"  # the engine whose shared library may be the user's own build
-PREPROCESS_KEYS = (
-    "layout", "color", "resize", "fit", "method", "crop", "pad", "pad_value", "pad_place", "mean", "std",
-)  # fmt: skip
-PREPROCESS_CHOICES = {
-    "layout": ("NCHW", "NHWC", "CHW", "HWC", "NHW", "HW"),
-    "color": ("RGB", "BGR", "GRAY"),
-    "fit": ("stretch", "inside", "height"),
-    "method": ("bilinear", "nearest"),
-    "pad_place": ("center", "top_left"),
-}
-PROJECT = "edgepack.toml"
-LARGEST_SIDE = 1 << 16
-LARGEST_NUMBER = 1e30  # of mean and std, and 1 / of std: what float32 holds with room to spare
 
 
 def load_target(name_or_path: str | Path, folder: Path | None = None) -> Target:
@@ -95,32 +81,6 @@ def load_target(name_or_path: str | Path, folder: Path | None = None) -> Target:
 def list_targets() -> list[Target]:
     """Every profile that ships with edgepack, by name."""
     return [load_target(name) for name in _names(data("targets"))]
-
-
-def load_preprocess(path: Path) -> dict[str, Preprocess]:
-    """Read the ``[input.NAME]`` tables of a file; ``[input."*"]`` stands for the only input.
-
-    Raises `ConfigError` (file, line and nearest key) and `UsageError` when the file can't be read.
-    """
-    document = read(path)
-    document.check({"input": "a table"})
-    found = {name: _preprocess(document, name) for name in document.content.get("input", {})}
-    if not found:
-        raise ConfigError(f"{path} declares no input.", 'Write a table [input."NAME"], see docs/preprocess.md.')
-    return found
-
-
-def beside(source: str, folder: Path | None = None) -> dict[str, Preprocess] | None:
-    """The inputs that an ``edgepack.toml`` beside the model declares; None where there is no such file.
-
-    For ``package.module:factory`` it is the one in `folder`, by default the current one. Raises like `load_preprocess`.
-    """
-    model = Path(source)
-    path = (model.parent if model.is_file() else folder or Path()) / PROJECT
-    if not path.is_file():
-        return None
-    log.note(f"inputs are declared in {path}")
-    return load_preprocess(path)
 
 
 # --- targets --------------------------------------------------------------------------------------------------------
@@ -211,7 +171,7 @@ def _check_target(document: Document) -> None:
         if precision not in list(Precision):
             raise document.fail(("precisions",), f"unknown precision {precision!r}.", f"One of {', '.join(Precision)}.")
     for cluster in table.get("clusters", ()):
-        if not (isinstance(cluster, list) and len(cluster) == 2 and isinstance(cluster[0], str) and _whole(cluster[1])):
+        if not (isinstance(cluster, list) and len(cluster) == 2 and isinstance(cluster[0], str) and whole(cluster[1])):
             raise document.fail(("clusters",), f"{cluster!r} is not [core, count].", 'Such as [["cortex-a55", 4]].')
     _check_engines(document, table)
     for precision in table.get("bounds", ()):
@@ -257,7 +217,7 @@ def _check_bound(document: Document, precision: str) -> None:
         if value == OFF and key != "cosine":
             continue
         share = key != "sqnr_db"  # cosine and top-1 agreement are at most 1, SQNR is in dB
-        if not _number(value) or (share and not 0 <= value <= 1):
+        if not number(value) or (share and not 0 <= value <= 1):
             wanted = "a number from 0 to 1" if share else "a number of dB"
             wanted += "" if key == "cosine" else ', or "off"'
             raise document.fail((*where, key), f"{key} = {value!r} should be {wanted}.")
@@ -311,99 +271,3 @@ def _target(path: Path, content: Mapping[str, Any], document: Document) -> Targe
 def _bound(default: Bound, table: Mapping[str, Any]) -> Bound:
     given = {key: None if value == OFF else float(value) for key, value in table.items()}
     return Bound(**{**asdict(default), **given})
-
-
-# --- preprocess -----------------------------------------------------------------------------------------------------
-
-
-def _preprocess(document: Document, name: str) -> Preprocess:
-    where = ("input", name)
-    table = document.content["input"][name]
-    if not isinstance(table, dict):
-        message = f"input.{name} = {table!r} should be a table."
-        raise document.fail(where, message, f'Write [input."{name}"] and its keys below.')
-    for key, value in table.items():
-        if key not in PREPROCESS_KEYS:
-            hint = f'Keys: {", ".join(PREPROCESS_KEYS)}. A name with a dot is quoted: [input."a.b"].'
-            raise document.fail(
-                (*where, key), f"unknown key {key!r} in [input.{name}].{near(key, PREPROCESS_KEYS)}", hint
-            )
-        allowed = PREPROCESS_CHOICES.get(key)
-        if allowed and value not in allowed:
-            guess = near(value, allowed) if isinstance(value, str) else ""
-            raise document.fail(
-                (*where, key), f"{key} = {value!r} is not known.{guess}", f"One of {', '.join(allowed)}."
-            )
-    fields = {key: table[key] for key in PREPROCESS_CHOICES if key in table}
-    for key in ("resize", "crop", "pad"):
-        if key in table:
-            fields[key] = _sizes(document, where, key, table[key])
-    for key in ("mean", "std", "pad_value"):
-        if key in table:
-            fields[key] = _numbers(document, where, key, table[key], 1 if table.get("color") == "GRAY" else 3)
-    _check_pad(document, where, fields)
-    _check_scale(document, where, fields)
-    return Preprocess(**fields)
-
-
-def _sizes(document: Document, where: tuple[str, ...], key: str, value: Any) -> tuple[int, int] | int:
-    if key == "resize" and _whole(value) and value <= LARGEST_SIDE:
-        return int(value)
-    if isinstance(value, list) and len(value) == 2 and all(_whole(size) and size <= LARGEST_SIDE for size in value):
-        return value[0], value[1]
-    alone = ", or the shorter side's length" if key == "resize" else ""
-    raise document.fail((*where, key), f"{key} = {value!r} should be [height, width] in pixels{alone}.")
-
-
-def _numbers(document: Document, where: tuple[str, ...], key: str, value: Any, channels: int) -> tuple[float, ...]:
-    values = value if isinstance(value, list) else [value]
-    if len(values) not in (1, channels) or not all(_number(each) for each in values):
-        message = f"{key} = {value!r} should be one number" + (
-            f", or {channels}, one per channel." * (channels > 1) or "."
-        )
-        raise document.fail((*where, key), message)
-    if key == "std" and 0 in values:
-        raise document.fail((*where, key), "std divides, so it can't be 0.", "1 leaves values as they are.")
-    if any(abs(each) > LARGEST_NUMBER or (key == "std" and abs(each) < 1 / LARGEST_NUMBER) for each in values):
-        raise document.fail((*where, key), f"{key} = {value!r} is too far from 1 for float32.")
-    return tuple(float(each) for each in values)
-
-
-def _check_pad(document: Document, where: tuple[str, ...], fields: Mapping[str, Any]) -> None:
-    """Keys that only make sense together."""
-    if fields.get("fit", "stretch") != "stretch" and not isinstance(fields.get("resize"), tuple):
-        raise document.fail((*where, "fit"), f"fit = {fields['fit']!r} needs resize = [height, width] to fit into.")
-    pad, crop = fields.get("pad"), fields.get("crop")
-    for key in ("pad_value", "pad_place"):
-        if key in fields and pad is None:
-            raise document.fail((*where, key), f"{key} does nothing without pad.", "Add pad = [height, width].")
-    if pad and crop and (crop[0] > pad[0] or crop[1] > pad[1]):
-        raise document.fail((*where, "pad"), f"pad = {list(pad)} is smaller than crop = {list(crop)}.")
-    if not all(0 <= each <= 255 for each in fields.get("pad_value", ())):
-        raise document.fail(
-            (*where, "pad_value"),
-            f"pad_value = {list(fields['pad_value'])} is outside 0..255.",
-            "It is a colour before mean and std; mean itself becomes 0.",
-        )
-
-
-def _check_scale(document: Document, where: tuple[str, ...], fields: Mapping[str, Any]) -> None:
-    """Means and deviations for pixels in 0..1 are the usual slip: they would blow 0..255 up to thousands."""
-    std, mean = fields.get("std"), fields.get("mean", (0.0,))
-    if std and max(abs(each) for each in std) < 1 and max(abs(each) for each in mean) <= 1:
-        scaled = [
-            f"{key} = {[round(255 * each, 4) for each in values]}" for key, values in (("mean", mean), ("std", std))
-        ]
-        raise document.fail(
-            (*where, "std"),
-            "these mean and std are for pixels in 0..1; edgepack's are for pixels in 0..255.",
-            f"Multiply by 255: {', '.join(scaled)}.",
-        )
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from edgepack import operators, steps, verify
 from edgepack.cache import Cache
-from edgepack.errors import Unsupported, VariantError
+from edgepack.errors import ModelError, Unsupported, UsageError, VariantError
 from edgepack.interfaces import Engine
 from edgepack.plan import NEEDS_DATA, NEEDS_DATA_HINT, BuildPlan
 from edgepack.types import Model, Outcome, Precision, Problem, Variant
@@ -61,9 +61,25 @@ class CheckResult:
 def check(plan: BuildPlan, cache: Cache, *, quick: bool = False) -> CheckResult:
     """Say for every engine and precision of the plan what a build would meet; `quick`: by the tables alone.
 
-    Raises `ModelError` when the source can't be imported, or its ONNX form is wrong.
+    Raises `ModelError` when the source can't be imported, or its ONNX form is wrong; at the shapes of an input set that
+    is an answer.
     """
     imported = steps.import_model(plan, cache)
+    first, *sets = plan.for_sets(imported.inputs).values()
+    result = _at(first, cache, imported, quick)
+    rows = list(result.rows)
+    for of_set in sets:
+        try:
+            rows += _at(of_set, cache, steps.import_model(of_set, cache), quick).rows
+        except (ModelError, UsageError) as error:
+            reason = f"the model at the shapes of {of_set.input_set}: {error.id}: {error.message}"
+            failed = Finding(effect="failed", node="", op="", reason=reason, hint=error.hint)
+            rows += [Coverage(variant=variant, answer="no", findings=(failed,)) for variant in of_set.variants]
+    return replace(result, rows=tuple(rows))
+
+
+def _at(plan: BuildPlan, cache: Cache, imported: Model, quick: bool) -> CheckResult:
+    """`check` for one input set, whose model is imported."""
     samples = steps.samples_of(plan, cache, imported)
     reference = steps.run_reference(plan, cache, imported, samples)
     ran = steps.run_onnx(cache, imported, samples, "run the imported model")
@@ -107,7 +123,7 @@ def _float32(
     plan: BuildPlan, cache: Cache, engine: Engine, model: Model, samples: steps.Samples, reference: Any
 ) -> tuple[Finding, ...]:
     """Why this engine has no right float32 files; nothing when it has."""
-    variant = Variant(engine=engine.name, precision=Precision.FP32)
+    variant = Variant(engine=engine.name, precision=Precision.FP32, input_set=plan.input_set)
     known = engine.problems(model, Precision.FP32)
     if known:
         return tuple(map(_finding, known))
@@ -178,8 +194,9 @@ def _refused(outcome: Outcome) -> Coverage:
 def text(result: CheckResult) -> str:
     """The answers for people."""
     lines = []
+    width = max(len(str(row.variant)) for row in result.rows)
     for row in result.rows:
-        lines.append(f"{row.variant!s:<18} {row.answer}")
+        lines.append(f"{row.variant!s:<{width}} {row.answer}")
         for finding in row.findings:
             many = f" and {finding.count - 1} more" if finding.count > 1 else ""
             where = f"{finding.op} {finding.node!r}{many}: " if finding.op else ""

@@ -11,7 +11,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from edgepack import config, log, pipeline, plan, runtimes
+from edgepack import config, log, pipeline, plan, project, runtimes
 from edgepack.cache import Cache
 from edgepack.pipeline import BuildResult
 from edgepack.resources import cache_root
@@ -53,7 +53,7 @@ def run(target_name: str, output: Path) -> tuple[BuildResult, str]:
         shapes={"x": SHAPE},
         calibration=files / "calibration",
         samples=files / "samples",
-        preprocess=config.load_preprocess(files / "preprocess.toml"),
+        preprocess=project.load(files / "preprocess.toml").preprocess,
         output=output,
     )
     result = pipeline.build(build_plan, Cache(cache_root()), plan.prepare(build_plan))

@@ -13,14 +13,14 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from edgepack import emulator, log, preflight, process
-from edgepack.bundle import Bundle
+from edgepack.bundle import Bundle, golden_of
 from edgepack.device_steps import Answer, Steps
 from edgepack.errors import Busy, DeviceFailed, DeviceUnreachable, EdgepackError
 from edgepack.interfaces import Transport
@@ -324,7 +324,7 @@ class DeviceSession:
         results = []
         for item in shipment.manifest["variants"]:
             with log.step(f"{self.device.name}: self-test {item['name']}"):
-                results.append((item["name"], self._self_test(shipment, item["name"], item["engine"])))
+                results.append((item["name"], self._self_test(shipment, item)))
         if bad := [f"{name}: {result.detail}" for name, result in results if not result.passed]:
             with contextlib.suppress(EdgepackError):
                 self.steps.abandon(LEASE)
@@ -336,11 +336,12 @@ class DeviceSession:
             )
         return tuple(results)
 
-    def _self_test(self, shipment: Shipment, variant: str, engine: str) -> SelfTest:
+    def _self_test(self, shipment: Shipment, item: Mapping[str, Any]) -> SelfTest:
         seconds = self.self_test_seconds * max(1, shipment.samples)
-        args = ["self-test", "--variant", f"variants/{variant}", "--golden", "golden"]
+        args = ["self-test", "--variant", f"variants/{item['name']}", "--golden"]
+        args.append(golden_of(item.get("input_set", "")))
         try:
-            done = self.harness(engine, args, seconds, lease=LEASE + int(seconds))
+            done = self.harness(item["engine"], args, seconds, lease=LEASE + int(seconds))
         except process.TimedOut as error:
             detail = f"the harness was killed after {error.seconds:.0f} s"
             return SelfTest(how="device", passed=False, detail=detail)

@@ -94,7 +94,7 @@ def prepare(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> Ev
     step = Step(
         name="evaluation data",
         version="2",
-        title="prepare evaluation data",
+        title=f"prepare evaluation data{plan.where}",
         inputs={"data": _data_digest(spec.data)},
         params={
             "code": [plugins.module_digest(m.__name__) for m in (calibration, arrays)],
@@ -112,7 +112,7 @@ def prepare(plan: BuildPlan, cache: Cache, model: Model, samples: Samples) -> Ev
     step = Step(
         name="evaluate float",
         version="1",
-        title="run the float model on the evaluation data",
+        title=f"run the float model on the evaluation data{plan.where}",
         inputs={"model": model.digest, "data": entry.digest},
         params={"tool": converter.digest("run_onnxruntime")},
     )

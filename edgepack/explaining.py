@@ -12,7 +12,7 @@ from edgepack.cache import Cache
 from edgepack.errors import CalibrationError, UsageError, VariantError
 from edgepack.plan import BuildPlan
 from edgepack.report import columns
-from edgepack.types import Model, Precision, Variant
+from edgepack.types import Model, Precision, Variant, set_of
 
 SIMULATED = "onnxruntime"  # the engine whose quantizer all layers are explained with
 
@@ -35,7 +35,9 @@ def of_bundle(path: Path, name: str | None) -> dict[str, Any]:
         "bundle": str(path),
         "variant": item["name"],
         "target": manifest["target"]["name"],
-        "model_digest": manifest["model"]["digest"],
+        "model_digest": {part["name"]: part for part in manifest.get("input_sets", ())}.get(
+            item.get("input_set"), manifest
+        )["model"]["digest"],
         "int8": item["int8"],
         "gate": item["gate"],
         "verdict": item["verdict"],
@@ -75,6 +77,15 @@ def of_model(
     if chosen.calibration is None:
         raise CalibrationError(f"{plan.NEEDS_DATA}.", plan.NEEDS_DATA_HINT, id="EP321")
     imported = steps.import_model(chosen, cache)
+    name = set_of(said["variant"]) if said is not None else ""
+    if chosen.input_sets and not name:
+        log.note("the model is explained at its shapes without an input set")
+    plans = chosen.for_sets(imported.inputs)
+    if name not in plans:
+        hint = f"Add --input-set {name}:NAME=SHAPE as the bundle was built with."
+        raise UsageError(f"The variant is of the input set {name!r}, whose shapes are not given.", hint, id="EP214")
+    chosen = plans[name]
+    imported = steps.import_model(chosen, cache) if name else imported
     samples = steps.samples_of(chosen, cache, imported)
     model = steps.simplify(cache, imported, samples, steps.run_onnx(cache, imported, samples, "run the imported model"))
     int8 = chosen.int8

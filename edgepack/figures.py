@@ -54,6 +54,7 @@ def figures(
         "notes": tuple(conditions.notes(attempt.answers, cpus)),
     }
     compared = versus(attempt, good) if place.how == "native" and not attempt.doubts else {}
+    same = {pair: told for pair, told in compared.items() if cases[pair[0]].input_set == cases[pair[1]].input_set}
     for index in good:
         case = cases[index]
         context = attempt.blocks[index][0][2].context
@@ -72,10 +73,10 @@ def figures(
             statistics=statistics(blocks, attempt.warm_rounds),
             comparisons=tuple(
                 {"with": str(cases[a]), "of": name, **asdict(told)}
-                for (a, b), (name, told) in compared.items()
+                for (a, b), (name, told) in same.items()
                 if b == index
             ),
-            rank=_rank(compared, index),
+            rank=_rank(same, index),
         )
 
 

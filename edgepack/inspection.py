@@ -34,6 +34,7 @@ def _bundle(path: Path) -> dict[str, Any]:
     variants = [
         {
             "name": item["name"],
+            "input_set": item.get("input_set", ""),
             "cosine": min((m["cosine"] for m in item["verdict"]["metrics"]), default=None),
             "self_test": item["self_test"]["how"],
         }
@@ -49,6 +50,10 @@ def _bundle(path: Path) -> dict[str, Any]:
         "files": len(manifest["files"]),
         "inputs": manifest["inputs"],
         "outputs": manifest["outputs"],
+        "input_sets": [
+            {"name": part["name"], "inputs": part["inputs"], "outputs": part["outputs"]}
+            for part in manifest.get("input_sets", ())
+        ],
         "variants": variants,
     }
 
@@ -93,6 +98,12 @@ def text(facts: dict[str, Any]) -> str:
     lines = [f"{key}: {value}" for key, value in facts.items() if not isinstance(value, (list, dict))]
     for key in ("inputs", "outputs"):
         lines += [f"{key[:-1]}: {item['name']!r} {item['dtype']} {item['shape']}" for item in facts.get(key, [])]
+    for part in facts.get("input_sets", []):
+        lines += [
+            f"{key[:-1]}: {item['name']!r} {item['dtype']} {item['shape']}  in the input set {part['name']}"
+            for key in ("inputs", "outputs")
+            for item in part[key]
+        ]
     if facts.get("opset") is not None:
         lines.append("opset: " + ", ".join(f"{k} {v}" for k, v in facts["opset"].items()))
         lines.append("operators: " + ", ".join(f"{k} x{v}" for k, v in facts["operators"].items()))

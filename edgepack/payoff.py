@@ -33,7 +33,8 @@ def on_this_host(outcomes: Sequence[Outcome]) -> list[str]:
         floats = [
             (ms, str(o.variant))
             for o, ms in timed
-            if o.variant.engine == int8.variant.engine and o.variant.precision is not Precision.INT8
+            if (o.variant.engine, o.variant.input_set) == (int8.variant.engine, int8.variant.input_set)
+            and o.variant.precision is not Precision.INT8
         ]
         if floats and spent >= CLEARLY * min(floats)[0]:
             ms, name = min(floats)

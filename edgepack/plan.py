@@ -10,11 +10,11 @@ import re
 import sysconfig
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgepack import converter, log, plugins, toolchains
+from edgepack import converter, input_sets, log, plugins, toolchains
 from edgepack.errors import CalibrationError, ToolMissing, UsageError
 from edgepack.interfaces import Engine, Importer
 from edgepack.types import (
@@ -22,12 +22,14 @@ from edgepack.types import (
     NO_GATE,
     Compiler,
     GateSpec,
+    InputSet,
     Int8Options,
     Outcome,
     Precision,
     Preprocess,
     Status,
     Target,
+    TensorSpec,
     Variant,
 )
 
@@ -40,7 +42,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """Every decision of one build. `refused` are variants known not to be built, with their reasons."""
+    """Every decision of one build. `refused` are variants known not to be built, with their reasons.
+
+    With `input_sets`, `variants` holds those of all sets. A plan with `input_set` is that of one set (`for_set`).
+    """
 
     source: str
     name: str
@@ -59,6 +64,35 @@ class BuildPlan:
     gate: GateSpec = NO_GATE
     results: Path | None = None
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+    input_sets: tuple[InputSet, ...] = ()
+    input_set: str = ""
+
+    @property
+    def where(self) -> str:
+        """What is said of a set's steps, after their name."""
+        return f" at {self.input_set}" if self.input_set else ""
+
+    def for_sets(self, inputs: tuple[TensorSpec, ...]) -> dict[str, BuildPlan]:
+        """A plan for each input set, and under "" the one without; `inputs` are the model's without a set.
+
+        Raises `UsageError` where a set doesn't fit them.
+        """
+        found = {"": replace(self, variants=tuple(v for v in self.variants if not v.input_set), input_sets=())}
+        shapes = input_sets.check(self.input_sets, inputs)
+        for item in self.input_sets:
+            found[item.name] = replace(
+                self,
+                input_set=item.name,
+                input_sets=(),
+                shapes={**self.shapes, **shapes[item.name]},
+                preprocess=input_sets.preprocess_of(item, inputs, self.preprocess, shapes[item.name]),
+                calibration=item.calibration or self.calibration,
+                samples=item.samples or self.samples,
+                gate=replace(self.gate, data=item.data or self.gate.data),
+                variants=tuple(v for v in self.variants if v.input_set == item.name),
+                refused=(),
+            )
+        return found
 
     def engine(self, name: str) -> Engine:
         """The engine plugin `name`."""
@@ -86,6 +120,7 @@ def make_plan(
     output: Path = Path(),
     name: str | None = None,
     jobs: int | None = None,
+    sets: tuple[InputSet, ...] = (),
 ) -> BuildPlan:
     """Decide everything that can be decided without work.
 
@@ -93,8 +128,10 @@ def make_plan(
     takes) and `CalibrationError` (INT8 named without calibration data).
     """
     importer = find_importer(source)
-    given = {"--calib": calibration, "--samples": samples, "--weights": weights, "--results": results}
-    for what, path in given.items():
+    given = [("--calib", calibration), ("--samples", samples), ("--weights", weights), ("--results", results)]
+    for each in sets:
+        given += [("--calib", each.calibration), ("--samples", each.samples), ("--data", each.data)]
+    for what, path in given:
         function = what in ("--calib", "--samples")
         if path is not None and not path.exists() and not (function and looks_like_factory(str(path))):
             hint = "Check the path, or give package.module:function." if function else "Check the path."
@@ -102,6 +139,10 @@ def make_plan(
     quantized = bool(getattr(importer, "quantized", lambda _: False)(source))
     has_data = calibration is not None
     variants, refused = choose_variants(target, engines, precisions, has_data=has_data, quantized=quantized)
+    for each in sets:
+        known = has_data or each.calibration is not None
+        more, _ = choose_variants(target, engines, precisions, has_data=known, quantized=quantized)
+        variants += tuple(replace(variant, input_set=each.name) for variant in more)
     if not variants and any(outcome.reason == NEEDS_DATA for outcome in refused):
         raise CalibrationError(f"{NEEDS_DATA}.", NEEDS_DATA_HINT, id="EP321")
     if not variants:
@@ -140,6 +181,7 @@ def make_plan(
         gate=gate,
         results=results,
         jobs=jobs or os.cpu_count() or 1,
+        input_sets=sets,
     )
 
 
@@ -236,18 +278,18 @@ def default_name(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-") or "model"
 
 
-def parse_input(text: str) -> tuple[str, tuple[int, ...], str | None]:
+def parse_input(text: str, option: str = "--input") -> tuple[str, tuple[int, ...], str | None]:
     """Read ``NAME=1x3x224x224[:dtype]``. Raises `UsageError`."""
     found = re.fullmatch(r"(.+)=(\d+(?:x\d+)*|)(?::(\w+))?", text, re.S)
     if found is None:
         raise UsageError(
-            f"--input {text!r} is not NAME=SHAPE.", "Write it like --input image=1x3x224x224 or ids=1x128:int64.",
+            f"{option} {text!r} is not NAME=SHAPE.", "Write it like --input image=1x3x224x224 or ids=1x128:int64.",
             id="EP209",
         )  # fmt: skip
     name, shape, dtype = found.groups()
     sizes = tuple(int(size) for size in shape.split("x")) if shape else ()
     if any(size < 1 for size in sizes):
-        raise UsageError(f"--input {text!r} has a size below 1.", "Sizes are positive whole numbers.", id="EP209")
+        raise UsageError(f"{option} {text!r} has a size below 1.", "Sizes are positive whole numbers.", id="EP209")
     return name, sizes, dtype
 
 
@@ -304,10 +346,15 @@ def needed_scripts(plan: BuildPlan) -> set[str]:
 
 
 def named_failures(plan: BuildPlan, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Outcomes that the user asked for by name and did not get, or for which the user set a gate that they missed."""
+    """Outcomes that the user asked for by name and did not get, or for which the user set a gate that they missed.
+
+    An input set is asked for by name: where nothing of it was built, all its outcomes count.
+    """
     missed = [o for o in outcomes if o.gate is not None and not o.gate.passed]
-    named = [o for o in outcomes if o.status is not Status.BUILT and o.variant in plan.named]
-    return missed + [outcome for outcome in named if outcome not in missed]
+    failed = [o for o in outcomes if o.status is not Status.BUILT and o not in missed]
+    built = {outcome.variant.input_set for outcome in outcomes if outcome.status is Status.BUILT}
+    empty = {item.name for item in plan.input_sets} - built
+    return missed + [o for o in failed if o.variant in plan.named or o.variant.input_set in empty]
 
 
 def _site() -> list[str]:

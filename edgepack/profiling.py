@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import elf, emulator, process
-from edgepack.bundle import open_bundle, target_from
+from edgepack.bundle import golden_of, open_bundle, target_from
 from edgepack.errors import DeviceFailed, ToolMissing
 
 SECONDS = 1800.0
@@ -27,11 +27,13 @@ def profile(path: Path, variant: str, *, runs: int, threads: int, cores: str = "
     bundle = open_bundle(path)
     folder = bundle.variant(variant)
     target = target_from(bundle.manifest["target"])
-    program = path.resolve() / "bin" / f"edgepack-{variant.rsplit('-', 1)[0]}"
+    item = bundle.facts(variant)
+    program = path.resolve() / item["harness"]
     runner = emulator.find(target, static=elf.needs(program).static)
     if runner is None:
         raise ToolMissing(f"This machine can't run {target.arch} programs: {emulator.why_not(target)}.", "")
-    argv = [str(program), "profile", "--variant", str(folder.resolve()), "--golden", str(path.resolve() / "golden")]
+    argv = [str(program), "profile", "--variant", str(folder.resolve()), "--golden"]
+    argv += [str(path.resolve() / golden_of(item.get("input_set", "")))]
     argv += ["--runs", str(runs), "--threads", str(threads), *(["--cores", cores] if cores else [])]
     try:
         done = runner.run(argv, SECONDS)

@@ -15,7 +15,7 @@ from edgepack.cache import out_of_space
 from edgepack.errors import IntegrityError
 from edgepack.figures import SCHEMA
 from edgepack.report import columns
-from edgepack.types import MeasuredBlock, Measurement
+from edgepack.types import MeasuredBlock, Measurement, set_of
 
 
 def append(path: Path, measurements: Sequence[Measurement]) -> None:
@@ -72,7 +72,11 @@ def table(result: Result) -> str:
         lines.append(f"EMULATED by {first.emulator.split()[0]}: these times say nothing of a device; no ranks.")
     if not first.valid:
         lines.append(f"NOT VALID: {first.reason}. Tried {len(first.attempts)} times; no ranks.")
-    lines += [_versus(first, other) for other in ordered[1:] if first.comparisons]
+    fastest = {set_of(m.variant): m for m in reversed(ordered)}
+    pairs = [(fastest[set_of(m.variant)], m) for m in ordered]
+    lines += [_versus(best, other) for best, other in pairs if other is not best and best.comparisons]
+    if len(fastest) > 1 and first.rank is not None:
+        lines.append("Ranks are among the variants of one input set: another one's inputs are other work.")
     lines += [f"note: {note}" for note in first.notes]
     if first.warmup_rounds:
         lines.append(f"note: the first {first.warmup_rounds} rounds were warm-up")
@@ -105,7 +109,7 @@ def _row(m: Measurement, session: Sequence[Measurement]) -> tuple[str, ...]:
 def _rank(m: Measurement, session: Sequence[Measurement]) -> str:
     if m.rank is None:
         return "-"
-    equals = {name(each) for each in session if each.rank == m.rank}
+    equals = {name(each) for each in session if each.rank == m.rank and set_of(each.variant) == set_of(m.variant)}
     tie = any(told["verdict"] == "tie" and told["with"] in equals for told in m.comparisons)
     return f"{m.rank} tie" if tie else str(m.rank)
 

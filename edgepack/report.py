@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgepack import __version__, payoff
-from edgepack.types import Outcome, Precision, SelfTest, Status
+from edgepack.types import Outcome, Precision, SelfTest, Status, TensorSpec
 
 if TYPE_CHECKING:
     from edgepack.pipeline import BuildResult
@@ -30,6 +30,17 @@ def build_document(result: BuildResult) -> dict[str, Any]:
         target=result.plan.target.name,
         samples=result.samples,
         synthetic=result.synthetic,
+        input_sets=[
+            {
+                "name": each.name,
+                "inputs": [asdict(spec) for spec in each.inputs],
+                "outputs": [asdict(spec) for spec in each.outputs],
+                "samples": each.samples,
+                "synthetic": each.synthetic,
+                "size": _set_size(result, each.name),
+            }
+            for each in result.input_sets
+        ],
         seconds=round(result.seconds, 3),
         outcomes=[outcome_document(outcome) for outcome in result.outcomes],
         notes=payoff.notes(result.outcomes, result.digest, result.plan.results),
@@ -40,6 +51,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
     """One outcome for programs; times are of this host, `host_latency_ms` is no device's latency."""
     return {
         "variant": str(outcome.variant),
+        "input_set": outcome.variant.input_set,
         "status": outcome.status,
         "reason": outcome.reason,
         "hint": outcome.hint,
@@ -62,11 +74,11 @@ def table(result: BuildResult) -> str:
         "self-test", "host ms", "time s",
     )  # fmt: skip
     float_sizes = {
-        outcome.variant.engine: outcome.size
+        (outcome.variant.engine, outcome.variant.input_set): outcome.size
         for outcome in result.outcomes
         if outcome.variant.precision is Precision.FP32 and outcome.size
     }
-    rows = [_row(outcome, float_sizes.get(outcome.variant.engine)) for outcome in result.outcomes]
+    rows = [_row(o, float_sizes.get((o.variant.engine, o.variant.input_set))) for o in result.outcomes]
     lines = [columns(headers, rows)]
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for outcome in result.outcomes:
@@ -80,13 +92,47 @@ def table(result: BuildResult) -> str:
     for outcome in result.outcomes:
         lines += _gated(outcome) + _kept(outcome)
     lines += [f"note: {note}" for note in payoff.notes(result.outcomes, result.digest, result.plan.results)]
-    kind = "synthetic samples (give --calib or --samples for real ones)" if result.synthetic else "real samples"
-    lines.append(f"Compared with the source model on {result.samples} {kind}; host ms is this machine, not the device.")
+    kind = _samples(result.samples, result.synthetic)
+    lines.append(f"Compared with the source model on {kind}; host ms is this machine, not the device.")
+    lines += _sets(result)
     if any(outcome.full_size for outcome in result.outcomes):
         lines.append('runtime "a of b": the harness and its libraries, and what they would be with the whole engine.')
     if result.bundle:
         lines.append(f"Bundle: {result.bundle}  ({result.seconds:.1f} s)")
     return "\n".join(lines)
+
+
+def _samples(count: int, synthetic: bool) -> str:
+    kind = "synthetic samples (give --calib or --samples for real ones)" if synthetic else "real samples"
+    return f"{count} {kind}"
+
+
+def _sets(result: BuildResult) -> list[str]:
+    """What each input set is, and what it adds to the bundle: every variant has files of its own."""
+    whole = sum(outcome.size for outcome in result.outcomes if outcome.status is Status.BUILT)
+    shapes = {
+        each.name: ", ".join(f"{plain(s.name)} {list(s.shape)}" for s in each.inputs) for each in result.input_sets
+    }
+    return [
+        f"input set {each.name}: {shapes[each.name]}; its variants are "
+        f"{_megabytes(_set_size(result, each.name))} of the {_megabytes(whole)} MB of all variants; "
+        f"compared on {_samples(each.samples, each.synthetic)}."
+        for each in result.input_sets
+    ]
+
+
+def _inputs(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{plain(spec.name)} {list(spec.shape)}" for spec in specs)
+
+
+def _set_size(result: BuildResult, name: str) -> int:
+    mine = [o for o in result.outcomes if o.variant.input_set == name and o.status is Status.BUILT]
+    return sum(outcome.size for outcome in mine)
+
+
+def plain(name: str) -> str:
+    """A name of the model's in one line."""
+    return name.encode("unicode_escape").decode()
 
 
 def _gated(outcome: Outcome) -> list[str]:
@@ -110,7 +156,7 @@ def _kept(outcome: Outcome) -> list[str]:
         return []
     if not facts.kept_float:
         return [f"{outcome.variant}: repaired with {facts.ranges} ranges, no layer in float."]
-    names = [k.layer.encode("unicode_escape").decode() for k in facts.kept_float[:LISTED]]
+    names = [plain(k.layer) for k in facts.kept_float[:LISTED]]
     more = len(facts.kept_float) - len(names)
     rule = "" if facts.ranges == "auto" else f", {facts.ranges} ranges"
     return [

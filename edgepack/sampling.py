@@ -71,7 +71,7 @@ def _samples(
     step = Step(
         name="samples",
         version="2",
-        title="prepare samples",
+        title=f"prepare samples{plan.where}",
         inputs={kind: source.digest() for kind, source in sources.items()},
         params={
             "code": [plugins.module_digest(module.__name__) for module in (calibration, preprocessing, lint, likeness)],

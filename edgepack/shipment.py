@@ -7,13 +7,14 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgepack import runtimes
-from edgepack.bundle import MANIFEST, Bundle, canonical
+from edgepack.bundle import MANIFEST, Bundle, canonical, golden_of
 from edgepack.cache import sha256_text
 from edgepack.errors import IntegrityError
 from edgepack.types import BundleFile
@@ -54,8 +55,9 @@ class Shipment:
 
     @property
     def samples(self) -> int:
-        """How many golden samples there are."""
-        return len({file.path.split("/")[1] for file in self.files if file.path.startswith("golden/")})
+        """How many golden samples a variant is tested on; as many for each input set."""
+        kept = {tuple(file.path.split("/")[:2]) for file in self.files if _is_golden(file.path)}
+        return max(Counter(folder for folder, _ in kept).values(), default=0)
 
     def local(self, sha256: str) -> Path:
         """Where the bytes of an object are on this machine; not for those of ``texts``."""
@@ -115,6 +117,7 @@ def ship(bundle: Bundle, variants: tuple[str, ...] = ()) -> Shipment:
 
 def _select(bundle: Bundle, variants: set[str]) -> dict[str, Any]:
     chosen = [item for item in bundle.manifest["variants"] if item["name"] in variants]
+    golden = {golden_of(item.get("input_set", "")) for item in chosen}
     harnesses = {item["harness"] for item in chosen}
     engines = {item["engine"] for item in chosen}
     others = {_stem(name) for engine in runtimes.pins().keys() - engines for name in _libraries(engine)}
@@ -123,6 +126,8 @@ def _select(bundle: Bundle, variants: set[str]) -> dict[str, Any]:
         folder, _, rest = path.partition("/")
         if folder == "variants":
             return rest.split("/")[0] in variants
+        if _is_golden(path):
+            return folder in golden
         if folder == "bin":
             return path in harnesses
         if folder == "lib":  # no file says which harness opens it, so only what is known as another engine's stays
@@ -134,6 +139,10 @@ def _select(bundle: Bundle, variants: set[str]) -> dict[str, Any]:
     manifest["files"] = [item for item in bundle.manifest["files"] if wanted(item["path"])]
     manifest["selected_from"] = bundle.manifest["digest"]
     return {**manifest, "digest": sha256_text(canonical(manifest))}
+
+
+def _is_golden(path: str) -> bool:
+    return path.split("/")[0].split("@")[0] == "golden"
 
 
 def _stem(library: str) -> str:

@@ -62,6 +62,22 @@ class Preprocess:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputSet:
+    """Shapes of a model's inputs beside those of ``--input``: every variant is built for them once more.
+
+    ``shapes`` and ``preprocess`` hold the inputs that differ, the others are as without the set. Data that are None are
+    those without the set, brought to these shapes.
+    """
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
+    calibration: Path | None = None
+    samples: Path | None = None
+    data: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """A source that is one engine's own format already: that engine's variant of `precision` is the file as it is."""
 
@@ -102,13 +118,15 @@ class Int8Options:
 
     A layer is known by the name of its ONNX node's first output tensor, which is unique. `keep_float` are layers that
     stay in float, `wide` those whose activations get 16 bits where the engine has that (elsewhere they stay in
-    float). `ranges` is how activation ranges are chosen; "auto" is the engine's best.
+    float). `ranges` is how activation ranges are chosen; "auto" is the engine's best. `surface` is what inputs and
+    outputs are where the engine's format leaves the choice (a .tflite); ONNX Runtime's and ncnn's are float.
     """
 
     effort: Literal["fast", "normal", "high"] = "normal"
     ranges: Literal["auto", "minmax", "average", "percentile", "entropy", "mse"] = "auto"
     keep_float: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
+    surface: Literal["int8", "float"] = "int8"
     seed: int = 0
     memory_mb: int = 400
 
@@ -338,13 +356,27 @@ class Completed:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One engine at one precision; ``str()`` is its name in bundles and on the command line."""
+    """One engine at one precision; ``str()`` is its name in bundles and on the command line.
+
+    ``input_set`` is "" for the shapes of ``--input``.
+    """
 
     engine: str
     precision: Precision
+    input_set: str = ""
 
     def __str__(self) -> str:
-        return f"{self.engine}-{self.precision}"
+        return at_set(f"{self.engine}-{self.precision}", self.input_set)
+
+
+def at_set(name: str, input_set: str) -> str:
+    """What `name` is called for an input set: ``ncnn-int8@wide``, ``golden@wide``; as it is for none."""
+    return f"{name}@{input_set}" if input_set else name
+
+
+def set_of(variant: str) -> str:
+    """The input set in a variant's name, "" for none."""
+    return variant.partition("@")[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,33 @@ Status write_outputs(Session* session, const std::string& folder) {
   return ok();
 }
 
+// Make options.variant the first one that takes the inputs.
+Status choose(Options* options) {
+  if (options->choices.size() < 2) return ok();
+  std::vector<Descriptor> descriptors(options->choices.size());
+  std::vector<const char*> folders;
+  for (size_t i = 0; i < descriptors.size(); ++i) {  // for a sentence about one that can't be read
+    EDGEPACK_TRY(read_descriptor(options->choices[i] + "/variant.txt", &descriptors[i]));
+    folders.push_back(options->choices[i].c_str());
+  }
+  const std::vector<Tensor>& inputs = descriptors[0].inputs;
+  std::vector<edgepack_shape> shapes(inputs.size());
+  std::string found;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    Shape shape;
+    EDGEPACK_TRY(read_npy_shape(numbered(options->inputs, "in_", i), &shape));
+    found += (i == 0 ? "" : ", ") + describe(inputs[i].dtype, shape);
+    if (shape.size() > EDGEPACK_MAX_RANK) return {EDGEPACK_UNSUPPORTED, "an input has too many axes: " + found};
+    shapes[i].rank = static_cast<uint32_t>(shape.size());
+    std::copy(shape.begin(), shape.end(), shapes[i].sizes);
+  }
+  const edgepack_status code =
+      edgepack_choose(folders.data(), folders.size(), shapes.data(), shapes.size(), &options->chosen);
+  if (code != EDGEPACK_OK) return {code, "no --variant takes inputs of these shapes: " + found};
+  options->variant = options->choices[options->chosen];
+  return ok();
+}
+
 Status perform(const Options& options, Session* session, Session* other, bool* passed) {
   if (options.command == "bench") return run_bench(session, other, options, passed);
   if (options.command == "profile") return run_profile(session, options, passed);
@@ -97,7 +124,7 @@ Status Session::open() {
   }
   write(JsonLine()
             .text("type", "load")
-            .integer("variant", index_)
+            .integer("variant", index_ == 0 ? static_cast<int64_t>(options_.chosen) : index_)
             .text("precision", about_.precision)
             .integer("ns", load_ns)
             .integer("rss_bytes", machine_->rss_bytes()));
@@ -203,7 +230,8 @@ int run_harness(int argc, const char* const* argv, Machine* machine, std::FILE* 
   int code = kGood;
   {
     Session session(options, machine, out), other(options, machine, out, 1);
-    status = perform(options, &session, options.other_variant.empty() ? nullptr : &other, &passed);
+    status = choose(&options);
+    if (status.ok()) status = perform(options, &session, options.other_variant.empty() ? nullptr : &other, &passed);
     code = session.end(!status.ok() ? kModelError : passed ? kGood : kCheckFailed);
   }
   // After the engine is gone, so that the last line on stderr is ours and not the engine's farewell.

@@ -113,6 +113,14 @@ Status describe(const std::vector<Tensor>& tensors, const char* kind, size_t ind
   return ok();
 }
 
+bool takes(const Descriptor& descriptor, const edgepack_shape* shapes, size_t inputs) {
+  const auto same = [](const Tensor& tensor, const edgepack_shape& shape) {
+    return tensor.shape.size() == shape.rank && std::equal(tensor.shape.begin(), tensor.shape.end(), shape.sizes);
+  };
+  return descriptor.inputs.size() == inputs &&
+         std::equal(descriptor.inputs.begin(), descriptor.inputs.end(), shapes, same);
+}
+
 Status check_inputs(const edgepack_variant& variant) {
   for (size_t index = 0; index < variant.is_set.size(); ++index) {
     if (!variant.is_set[index]) return invalid("input " + std::to_string(index) + " has not been set");
@@ -154,6 +162,21 @@ edgepack_status edgepack_open(const char* folder, const edgepack_options* option
   const Status status = open(folder, options, *variant);
   (*variant)->error = status.text();
   return status.code();
+}
+
+edgepack_status edgepack_choose(const char* const* folders, size_t count, const edgepack_shape* shapes, size_t inputs,
+                                size_t* chosen) {
+  if (folders == nullptr || chosen == nullptr || (shapes == nullptr && inputs > 0)) return EDGEPACK_INVALID_ARGUMENT;
+  for (size_t index = 0; index < count; ++index) {
+    if (folders[index] == nullptr) return EDGEPACK_INVALID_ARGUMENT;
+    Descriptor descriptor;
+    const Status status = read_descriptor(std::string(folders[index]) + "/variant.txt", &descriptor);
+    if (!status.ok()) return status.code();
+    if (!takes(descriptor, shapes, inputs)) continue;
+    *chosen = index;
+    return EDGEPACK_OK;
+  }
+  return EDGEPACK_UNSUPPORTED;
 }
 
 void edgepack_close(edgepack_variant* variant) { delete variant; }

@@ -178,6 +178,16 @@ Status read_npy(const std::string& path, edgepack_dtype dtype, const Shape& shap
   return ok();
 }
 
+Status read_npy_shape(const std::string& path, Shape* shape) {
+  File file;
+  size_t size = 0, header_size = 0;
+  EDGEPACK_TRY(open_file(path, &file, &size));
+  Header header;
+  EDGEPACK_TRY(read_header(path, file.get(), &header, &header_size));
+  *shape = header.shape;
+  return ok();
+}
+
 Status write_npy(const std::string& path, edgepack_dtype dtype, const Shape& shape, const void* data, size_t bytes) {
   constexpr size_t kAlignment = 64, kStart = 10;
   std::string header = std::string("{'descr': '") + (info(dtype).size == 1 ? '|' : '<') +

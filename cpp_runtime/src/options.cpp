@@ -114,6 +114,9 @@ bool parse_options(int argc, const char* const* argv, Options* options, std::str
     if (flag->text == &Options::variant && !options->variant.empty() && letter == 'b') {
       if (!options->other_variant.empty()) return fail("bench compares two variants, not more");
       options->other_variant = value;
+    } else if (flag->text == &Options::variant && letter == 'r') {
+      options->variant = value;
+      options->choices.push_back(value);
     } else if (flag->text != nullptr) {
       options->*flag->text = value;
     } else if (flag->whole != nullptr) {
@@ -141,6 +144,7 @@ bool parse_options(int argc, const char* const* argv, Options* options, std::str
   if (letter == 'r' && options->inputs.empty() == options->image.empty()) {
     return fail(options->image.empty() ? "run needs --inputs or --image" : "run takes --inputs or --image, not both");
   }
+  if (options->choices.size() > 1 && !options->image.empty()) return fail("run takes one --variant with --image");
   return true;
 }
 

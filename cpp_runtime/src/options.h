@@ -10,7 +10,8 @@ namespace edgepack {
 inline constexpr char kUsage[] =
     "usage: edgepack-ENGINE info      --variant DIR\n"
     "       edgepack-ENGINE self-test --variant DIR --golden DIR [--threads N]\n"
-    "       edgepack-ENGINE run       --variant DIR --inputs DIR --outputs DIR [--threads N]\n"
+    "       edgepack-ENGINE run       --variant DIR [--variant OTHER]... --inputs DIR --outputs DIR [--threads N]\n"
+    "                                 Of several variants the first one whose shapes are those of the inputs\n"
     "       edgepack-ENGINE run       --variant DIR --image FILE --format FORMAT --size WIDTHxHEIGHT [--stride BYTES]\n"
     "                                 [--yuv bt601|bt601-full|bt709|bt709-full] --outputs DIR [--threads N]\n"
     "       edgepack-ENGINE bench     --variant DIR [--variant OTHER] --golden DIR [--threads N] [--cores 4-7,0]\n"
@@ -22,7 +23,9 @@ inline constexpr char kUsage[] =
 struct Options {
   std::string command;
   std::string variant;
-  std::string other_variant;  // bench: the B of an A/B comparison
+  std::string other_variant;         // bench: the B of an A/B comparison
+  std::vector<std::string> choices;  // run: all variants, of which `variant` becomes the one that takes the inputs
+  size_t chosen = 0;                 // run: its place
   std::string golden;
   std::string inputs;
   std::string outputs;

@@ -27,6 +27,35 @@ const float kImage[6] = {1, 2, 3, 4, 5, 6};
 
 }  // namespace
 
+TEST("of several variants the first one that takes the shapes is chosen") {
+  const std::string good = variant();
+  check::folder("other");
+  check::write("other/variant.txt",
+               "edgepack-variant 1\nengine name=tflite version=1 precision=int8\nbound cosine=0.99\nfile path=none\n"
+               "input name=hex:61 dtype=float32 shape=1,2,4 engine_name=hex:61 engine_dtype=float32 "
+               "engine_shape=2,4 perm=0,1,2\n"
+               "output name=hex:63 dtype=float32 shape=1 engine_name=hex:63 engine_dtype=float32 engine_shape=1 "
+               "perm=0\n");
+  const std::string other = check::path("other"), missing = check::path("missing");
+  const char* folders[] = {other.c_str(), good.c_str(), good.c_str(), missing.c_str()};
+  edgepack_shape shapes[2] = {{3, {1, 2, 3}}, {0, {}}};
+  size_t chosen = 9;
+  CHECK_EQ(EDGEPACK_OK, edgepack_choose(folders, 4, shapes, 2, &chosen));
+  CHECK_EQ(size_t{1}, chosen);
+
+  shapes[0].sizes[2] = 4;
+  CHECK_EQ(EDGEPACK_UNSUPPORTED, edgepack_choose(folders, 3, shapes, 2, &chosen));
+  CHECK_EQ(EDGEPACK_OK, edgepack_choose(folders, 3, shapes, 1, &chosen));
+  CHECK_EQ(size_t{0}, chosen);
+  shapes[0].rank = 2;
+  CHECK_EQ(EDGEPACK_FILE_ERROR, edgepack_choose(folders, 4, shapes, 1, &chosen));
+  CHECK_EQ(EDGEPACK_UNSUPPORTED, edgepack_choose(folders, 3, nullptr, 0, &chosen));
+  CHECK_EQ(EDGEPACK_UNSUPPORTED, edgepack_choose(folders, 0, shapes, 1, &chosen));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_choose(nullptr, 1, shapes, 1, &chosen));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_choose(folders, 1, nullptr, 1, &chosen));
+  CHECK_EQ(EDGEPACK_INVALID_ARGUMENT, edgepack_choose(folders, 1, shapes, 1, nullptr));
+}
+
 TEST("open, describe, set, run, read, close") {
   edgepack_variant* v = nullptr;
   CHECK_EQ(EDGEPACK_OK, edgepack_open(variant().c_str(), nullptr, &v));

@@ -67,15 +67,21 @@ void save(const std::string& name, const std::vector<float>& values) {
   CHECK_OK(write_npy(check::path(name), EDGEPACK_FLOAT32, {1, 3}, values.data(), values.size() * sizeof(float)));
 }
 
-void prepare(const std::vector<float>& golden_output) {
-  for (const char* folder : {"v", "g", "g/0", "g/1", "o"}) check::folder(folder);
-  check::write("v/variant.txt",
+// A variant that copies its input of 1 x `width`.
+void write_variant(const std::string& folder, const std::string& width) {
+  check::folder(folder);
+  const std::string sizes =
+      "dtype=float32 shape=1," + width + " engine_dtype=float32 engine_shape=" + width + " perm=0,1";
+  check::write(folder + "/variant.txt",
                "edgepack-variant 1\nengine name=null version=1 precision=fp32\nbound cosine=0.999 sqnr_db=20\n"
                "file path=none\n"
-               "input name=hex:69 dtype=float32 shape=1,3 engine_name=hex:69 engine_dtype=float32 engine_shape=3 "
-               "perm=0,1\n"
-               "output name=hex:6f0a dtype=float32 shape=1,3 engine_name=hex:6f engine_dtype=float32 engine_shape=3 "
-               "perm=0,1\n");
+               "input name=hex:69 engine_name=hex:69 " +
+                   sizes + "\noutput name=hex:6f0a engine_name=hex:6f " + sizes + "\n");
+}
+
+void prepare(const std::vector<float>& golden_output) {
+  for (const char* folder : {"g", "g/0", "g/1", "o"}) check::folder(folder);
+  write_variant("v", "3");
   for (const char* sample : {"g/0", "g/1"}) {
     save(std::string(sample) + "/in_0.npy", {1, 2, 3});
     save(std::string(sample) + "/out_0.npy", golden_output);
@@ -107,7 +113,7 @@ TEST("info tells what the variant, the program and the processor are, without go
   CHECK_EQ(0, r.code);
   const size_t build = r.out.find("{\"type\":\"build\""), after = r.out.find('\n', build) + 1;
   CHECK_EQ(
-      "{\"type\":\"context\",\"schema\":2,\"command\":\"info\",\"api_version\":2,\"engine\":\"null\","
+      "{\"type\":\"context\",\"schema\":2,\"command\":\"info\",\"api_version\":3,\"engine\":\"null\","
       "\"engine_version\":\"1\",\"library\":\"\",\"threads\":1,\"cpu\":\"stub \\\"cpu\\\"\"}\n"
       "{\"type\":\"load\",\"variant\":0,\"precision\":\"fp32\",\"ns\":1000000,\"rss_bytes\":2048}\n",
       r.out.substr(0, build));
@@ -122,6 +128,27 @@ TEST("info tells what the variant, the program and the processor are, without go
       "{\"type\":\"end\",\"status\":\"ok\",\"peak_rss_bytes\":4096}\n",
       r.out.substr(after));
   CHECK_EQ("", r.err);
+}
+
+TEST("run takes the variant whose shapes are those of the inputs") {
+  prepare({1, 2, 3});
+  write_variant("wide", "5");
+  write_variant("narrow", "2");
+  const auto run = [](const std::string& first, const std::string& last) {
+    return harness({"run", "--variant", check::path(first), "--variant", check::path("narrow"), "--variant",
+                    check::path(last), "--inputs", check::path("g/0"), "--outputs", check::path("o")});
+  };
+  const Result third = run("wide", "v");
+  CHECK_EQ(0, third.code);
+  CHECK_EQ(size_t{1}, count(third.out, "\"type\":\"load\",\"variant\":2,"));
+  float values[3] = {};
+  CHECK_OK(read_npy(check::path("o/out_0.npy"), EDGEPACK_FLOAT32, {1, 3}, values, sizeof values));
+  CHECK_EQ(3.0F, values[2]);
+
+  const Result none = run("wide", "wide");
+  CHECK_EQ(3, none.code);
+  CHECK_EQ("edgepack: no --variant takes inputs of these shapes: float32 [1, 3]\n", none.err);
+  CHECK_EQ(3, run("nowhere", "v").code);
 }
 
 TEST("self-test passes on the golden outputs and has a line for each") {

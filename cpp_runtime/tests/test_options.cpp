@@ -50,6 +50,17 @@ TEST("a raw frame takes the place of the inputs") {
   CHECK_EQ("bench has no option '--image'", refusal({"bench", "--image", "f"}));
 }
 
+TEST("run takes several variants, of which the inputs choose one") {
+  const char* words[] = {"edgepack-null", "run", "--variant", "v", "--variant", "w",
+                         "--variant",     "u",   "--inputs",  "i", "--outputs", "o"};
+  Options o;
+  std::string error;
+  CHECK(parse_options(12, words, &o, &error));
+  CHECK((o.choices == std::vector<std::string>{"v", "w", "u"}));
+  CHECK_EQ("run takes one --variant with --image",
+           refusal({"run", "--variant", "v", "--variant", "w", "--outputs", "o", "--image", "f"}));
+}
+
 TEST("what can't be understood is named") {
   CHECK_EQ("no command given", refusal({}));
   CHECK_EQ("there is no command 'train'", refusal({"train"}));

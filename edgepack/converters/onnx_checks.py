@@ -39,21 +39,27 @@ def check_nodes(model: onnx.ModelProto, name: str) -> None:
                 "Export the model with standard ONNX operators, or cut the graph before that node.",
                 "EP308",
             )
-    # The checker wants a shape for every input and output, which runtimes don't, and here is found out later.
-    shapeless = [v for v in (*model.graph.input, *model.graph.output) if v.type.HasField("tensor_type")]
-    shapeless = [v for v in shapeless if not v.type.tensor_type.HasField("shape")]
-    for value in shapeless:
-        value.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(model)
+        check_form(model)
     except onnx.checker.ValidationError as error:
         raise Refused(
             f"{name} is not a valid ONNX model: {one_line(error)}.",
             "It was damaged, or written by a tool with a bug. Export the model again.",
             "EP303",
         ) from error
+
+
+def check_form(model: onnx.ModelProto) -> None:
+    """onnx's checker, but for shapes of inputs and outputs: runtimes need none, and they are found out later."""
+    shapeless = [v for v in (*model.graph.input, *model.graph.output) if v.type.HasField("tensor_type")]
+    shapeless = [v for v in shapeless if not v.type.tensor_type.HasField("shape")]
     for value in shapeless:
-        value.type.tensor_type.ClearField("shape")
+        value.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(model)
+    finally:
+        for value in shapeless:
+            value.type.tensor_type.ClearField("shape")
 
 
 def check_weights(model: onnx.ModelProto, name: str) -> None:

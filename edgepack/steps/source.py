@@ -28,7 +28,7 @@ def import_model(plan: BuildPlan, cache: Cache) -> Model:
     step = Step(
         name="import",
         version="1",
-        title=f"import {plan.name}",
+        title=f"import {plan.name}{plan.where}",
         inputs={"source": importer.digest(plan.source, plan.options)},
         params={
             "plugin": plugins.digest(importer, importer.tools),
@@ -102,7 +102,7 @@ def _reference_step(plan: BuildPlan, model: Model, samples: Samples) -> Step:
     return Step(
         name="reference",
         version="1",
-        title="run the source in its own framework",
+        title=f"run the source in its own framework{plan.where}",
         inputs={"source": importer.digest(plan.source, plan.options), "samples": samples.verify_digest},
         params={
             "plugin": plugins.digest(importer, importer.tools),

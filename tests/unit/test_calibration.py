@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgepack import calibration, config
+from edgepack import calibration, project
 from edgepack.errors import CalibrationError, OutOfSpace
 from edgepack.types import Preprocess, TensorSpec
 
@@ -96,7 +96,7 @@ def test_pictures_without_a_declaration_are_refused_with_one_to_paste(tmp_path: 
         assert "not declared" in said
         pasted = tmp_path / "preprocess.toml"
         pasted.write_text("[input" + said.split("[input", 1)[1])
-        (declared,) = config.load_preprocess(pasted).values()
+        (declared,) = project.load(pasted).preprocess.values()
         assert (declared.layout, declared.resize) == (layout, (8, 6))
 
 

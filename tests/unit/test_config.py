@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack import config
+from edgepack import config, project
 from edgepack.errors import ConfigError, UsageError
 from edgepack.types import Bound, Precision, Preprocess
 
@@ -240,7 +240,7 @@ def test_a_toolchain_file_is_seen_from_the_profile(board: Path) -> None:
 def declared(tmp_path: Path, text: str) -> dict[str, Preprocess]:
     path = tmp_path / "preprocess.toml"
     path.write_text(text)
-    return config.load_preprocess(path)
+    return dict(project.load(path).preprocess)
 
 
 def test_a_declaration_is_read_whole(tmp_path: Path) -> None:
@@ -339,13 +339,13 @@ def test_an_edgepack_toml_beside_the_model_declares_its_inputs(tmp_path: Path) -
     model = tmp_path / "models" / "net.onnx"
     model.parent.mkdir()
     model.write_bytes(b"")
-    assert config.beside(str(model)) is None
+    assert project.beside(str(model)) == project.Project()
 
     (model.parent / "edgepack.toml").write_text('[input."x"]\nstd = 255\n')
-    assert config.beside(str(model))["x"].std == (255.0,)
-    assert config.beside("package.module:factory", tmp_path) is None
-    assert config.beside("package.module:factory", model.parent)["x"].std == (255.0,)
+    assert project.beside(str(model)).preprocess["x"].std == (255.0,)
+    assert project.beside("package.module:factory", tmp_path) == project.Project()
+    assert project.beside("package.module:factory", model.parent).preprocess["x"].std == (255.0,)
 
     (model.parent / "edgepack.toml").write_text("[inputs]\n")
     with pytest.raises(ConfigError, match=r"edgepack.toml:1: unknown key 'inputs'"):
-        config.beside(str(model))
+        project.beside(str(model))

@@ -99,5 +99,6 @@ def test_a_missed_gate_fails_the_build_although_nobody_named_the_variant() -> No
 
     class Plan:
         named: frozenset[Variant] = frozenset()
+        input_sets: tuple[str, ...] = ()
 
     assert named_failures(Plan(), (missed, other)) == [missed]  # type: ignore[arg-type]

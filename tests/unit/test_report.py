@@ -35,6 +35,7 @@ def result(*outcomes: Outcome, synthetic: bool = False) -> Any:
         samples=16,
         synthetic=synthetic,
         seconds=1.0,
+        input_sets=(),
     )
 
 

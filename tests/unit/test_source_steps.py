@@ -67,7 +67,7 @@ def cache(tmp_path: Path) -> Cache:
 def plan(importer: Framework, data: Path | None = None) -> BuildPlan:
     settings: Any = SimpleNamespace(
         importer=importer, source="s", shapes={"x": (1, 2)}, options={"dtypes": {}}, name="m", calibration=None,
-        samples=data, preprocess={},
+        samples=data, preprocess={}, where="",
     )  # fmt: skip
     return settings
 

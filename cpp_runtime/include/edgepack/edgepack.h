@@ -38,7 +38,7 @@ extern "C" {
 /* Grows when this header changes. Functions, values and fields are only added, fields at the end of their struct: a
  * source file that was written for version N compiles with N + 1. Structs may grow, so a program is compiled with the
  * header of the runtime that it links; edgepack_api_version() tells whether it was. */
-#define EDGEPACK_API_VERSION 2
+#define EDGEPACK_API_VERSION 3
 
 /* The most axes that a tensor can have. */
 #define EDGEPACK_MAX_RANK 8
@@ -103,6 +103,12 @@ typedef struct edgepack_about {
   const char* library;  /* path of the engine's shared library as it was opened; "" for an engine that is linked in */
   int32_t threads;      /* that the engine may use */
 } edgepack_about;
+
+/* The shape of one input. */
+typedef struct edgepack_shape {
+  uint32_t rank;                    /* number of axes; 0 is one single value */
+  int64_t sizes[EDGEPACK_MAX_RANK]; /* the first `rank` are used */
+} edgepack_shape;
 
 /* How to open. Zero every field that you don't set: `edgepack_options o = {0};` */
 typedef struct edgepack_options {
@@ -189,6 +195,13 @@ uint32_t edgepack_api_version(void);
  * `options` may be NULL. On failure *variant is set as well, unless memory ran out: it holds the error text and must
  * be closed. */
 edgepack_status edgepack_open(const char* folder, const edgepack_options* options, edgepack_variant** variant);
+
+/* Of variants that differ in their input sets, such as ncnn-int8 and ncnn-int8@wide, the first one that takes inputs of
+ * these shapes: *chosen is its place in `folders`. `shapes` has one for each of the model's `inputs`, in their order.
+ * Reads each variant.txt and loads no engine. EDGEPACK_UNSUPPORTED: none takes them; EDGEPACK_FILE_ERROR,
+ * EDGEPACK_BAD_DESCRIPTOR: a folder before it is no variant. Since version 3. */
+edgepack_status edgepack_choose(const char* const* folders, size_t count, const edgepack_shape* shapes, size_t inputs,
+                                size_t* chosen);
 
 /* Close it and free everything. NULL is allowed. */
 void edgepack_close(edgepack_variant* variant);
