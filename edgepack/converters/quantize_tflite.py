@@ -150,7 +150,7 @@ def int8(request: dict, facts: dict) -> bytes:
     if options["effort"] == "fast":
         return first(request, tried, rules[0], histograms, layers, facts)
     # Where layers stay in float, a gate was missed that is higher than what is good for most.
-    good = dict.fromkeys(GOOD, GOOD["high"]) if kept else GOOD
+    good = dict.fromkeys(GOOD, GOOD["high"]) if found else GOOD
     best = search(request, tried, rules, histograms, layers, wanted, options["effort"], good)
     if best is None:
         raise ValueError("no recipe fits its operators")
