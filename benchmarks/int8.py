@@ -64,21 +64,27 @@ something else is in the way (Hardswish, learned scales), a Mul is put beside th
 layer's sums** (GPTQ, Frantar et al. 2022, arXiv:2210.17323, on the covariance of what a layer reads), and keeps that
 where it is nearer on the calibration samples.
 
-LiteRT tries less and less in integers (`full`, `lean`, `dynamic`: see `quantize_tflite.py`) until the calibration
-samples' outputs reach 16 dB (at `high` the first two always). ONNX Runtime and ncnn keep every layer in integers but
-those that `keep_float` and `wide` name. (16-bit activations: ONNX Runtime has no integer kernel for them, LiteRT only
-slow reference kernels, so there such layers stay in float.) Samples are read one at a time: 512 photographs of 224x224
-take 297 MB (ONNX Runtime), 252 MB (LiteRT) and 189 MB (ncnn), no more than 64 do.
+LiteRT tries less and less in integers (see `quantize_tflite.py`) until the calibration samples' outputs are good enough
+(at `high` the first two recipes always). ONNX Runtime keeps every layer in integers but those that `keep_float` and
+`wide` name; ncnn leaves the most sensitive ones in float at `high`, with at most 5 % of the multiplications. (16-bit
+activations: ONNX Runtime has no integer kernel for them, LiteRT only slow reference kernels, so there such layers stay
+in float.) Samples are read one at a time; memory and time are in [int8-calibration.md](int8-calibration.md).
 
-A model that brings its own scales (QDQ) keeps them in ONNX Runtime. LiteRT can't take them over and refuses it.
+**No convolution falls back to float in ONNX Runtime**: its integer kernels add the bias in 32 bits, in steps of weight
+times activation. Channels that training left with next to no weights have steps so small that their bias doesn't fit,
+and one such channel kept a whole layer in float (26 of 49 in EfficientNet-Lite0, which ran four times as long for it).
+Weights of such channels get coarser steps. The file is an ONNX file with the integer kernels in it, each constant once.
 
-What was tried and not kept: correction for the mean that clipping activations takes away (no difference), least-error
-ranges for ncnn (0.7 dB worse on EfficientNet-Lite0, better on PP-OCR det).
+A model that brings its own scales (QDQ) keeps them in ONNX Runtime; biases that training left in float become int32.
+
+What was tried and not kept: correction for the mean that clipping activations takes away (no difference); `.ort` files
+for INT8 (their tables weigh as much as a small network).
 
 All figures compare the engine's outputs with the float model's: **SQNR** pooled over all samples, the worst output;
 **top-1** is agreement with the float model, not accuracy; **sure** the same where the float model's largest
-probability is above 0.5; **simulated** is the QDQ model with every pair computed in float: what the format allows
-with these scales, whatever the kernels do (sums in float32, which adds less than -120 dB).
+probability is above 0.5; **simulated** is ONNX Runtime's
+QDQ model of the same layers at the same effort with every pair computed in float: what 8 bits allow with these scales,
+whatever the kernels do (sums in float32, which adds less than -120 dB).
 """
 
 

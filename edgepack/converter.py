@@ -89,7 +89,7 @@ def digest(script: str) -> str:
     makes its steps run again."""
     found = [FOLDER / f"{script}.py"]
     for path in found:  # grows while it is walked
-        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text("utf-8"), re.M)
+        imported = re.findall(r"^ *(?:from|import) (\w+)", path.read_text("utf-8"), re.M)
         beside = [FOLDER / f"{name}.py" for name in imported]
         found += [file for file in dict.fromkeys(beside) if file.is_file() and file not in found]
     return sha256_text("".join(map(sha256_file, found))) if len(found) > 1 else sha256_file(found[0])

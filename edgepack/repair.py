@@ -4,8 +4,8 @@ Ranges by another rule come first, for they cost nothing on the device. Then lay
 outputs when it alone is quantized, per cost of leaving it in float; the shortest beginning of that list with which the
 real engine passes is found by bisection, and what isn't needed in it is taken out again. Every try is a new quantized
 file and a run of it, so few are made: bisection halves the decibels that the ranking predicts, not the layers, and ends
-where nothing worth having is left between; a layer is only tried without when it makes less noise than the one that was
-found to be needed. The same question always gets the same answers: nothing here is random or depends on time.
+where nothing worth having is left between; then the quietest layers are tried without, until some in a row are needed.
+The same question always gets the same answers: nothing here is random or depends on time.
 
 The same ranking decides for NNCF's accuracy control and AIMET's AutoQuant; there it is measured by leaving a layer out,
 here by quantizing it alone, which also finds two neighbours that share one bad range.
@@ -26,8 +26,9 @@ OTHER_RANGES: tuple[Ranges, ...] = ("mse", "percentile", "minmax")
 CLEARLY = 0.5  # dB by which ranges by another rule must be better to be gone on with
 EXPLAINS = 0.99  # of all noise: layers that make the rest of it are not worth a border between float and integers
 BORDER = 1e-4  # what such a border costs, as a share of all MACs
-SIZE = 0.1  # what a share of the weights in float costs against the same share of the MACs
+SIZE = 0.5  # what a share of the weights in float costs against the same share of the MACs
 FINE = 1e-3  # a cost that isn't worth another try
+ENOUGH = 3  # quiet layers that are needed one after the other; louder ones will be, too
 MOST_TRIES = 12
 
 
@@ -110,6 +111,9 @@ def repair(
         tried = search(replace(first.int8, ranges=ranges))
         if tried is not None and tried.passed:
             return search.ended(tried)
+        if tried is not None and tried.sqnr_db == first.sqnr_db:
+            free = False  # nothing in it has ranges that were measured beforehand
+            break
         if tried is not None and tried.sqnr_db > best.sqnr_db + CLEARLY:
             best = tried
     order = candidates(explain(best.int8), most_macs)
@@ -141,14 +145,16 @@ def repair(
             passed, chosen = found, order[:count]
         else:
             too_few = count
-    needed = chosen[-1].noise
-    for layer in sorted((x for x in chosen[:-1] if x.noise < needed), key=cost, reverse=True):
-        if search.tries >= MOST_TRIES or cost(layer) <= FINE:
+    needed = 0
+    for layer in sorted((x for x in chosen[:-1] if cost(x) > FINE), key=lambda x: x.noise):
+        if search.tries >= MOST_TRIES or needed == ENOUGH:
             break
         rest = [other for other in chosen if other is not layer]
         found = attempt(rest, ranges)
         if found is not None and found.passed:
-            passed, chosen = found, rest
+            passed, chosen, needed = found, rest, 0
+        else:
+            needed += 1
     return search.ended(passed, chosen)
 
 
@@ -175,12 +181,12 @@ def candidates(layers: Sequence[Layer], most_macs: float) -> list[Layer]:
             break
         worth.append(layer)
         explained += layer.noise
-    order, macs = [], 0.0
-    for layer in sorted(worth, key=lambda layer: -layer.noise / cost(layer)):
+    fitting, macs = [], 0.0
+    for layer in sorted(worth, key=lambda layer: -layer.noise / (layer.macs + BORDER)):
         if macs + layer.macs <= most_macs:
-            order.append(layer)
+            fitting.append(layer)
             macs += layer.macs
-    return order
+    return sorted(fitting, key=lambda layer: -layer.noise / cost(layer))
 
 
 def kept(layer: Layer) -> KeptFloat:

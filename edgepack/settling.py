@@ -61,7 +61,8 @@ class Dropped(VariantError):
         if gate is not None:
             self.id = "EP103"
             what = f"it misses the accuracy gate: {settled.reason}{tried}"
-            hint = "Use another precision or engine, give more typical calibration data, or allow more with --max-drop."
+            bound = "ask for less with --min-sqnr" if gate.metric == "sqnr" else "allow more with --max-drop"
+            hint = f"Use another precision or engine, give more typical calibration data, or {bound}."
         else:
             what = f"its outputs are too far from the source's: {settled.reason}{tried}"
             hint = (
@@ -69,6 +70,7 @@ class Dropped(VariantError):
                 "profile."
             )
         if settled.checked.variant.precision is Precision.INT8:
+            hint += " --max-float-macs lets a repair leave more layers in float." if tried else ""
             hint += " `edgepack explain-int8` shows which layers make the error."
         super().__init__(what, hint)
         self.verdict = settled.verdict

@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -32,6 +33,8 @@ def main() -> None:
         import ncnn  # noqa: F401 - for the forks
     if script.stem == "simplify_onnx":
         import onnxruntime  # noqa: F401 - for the forks
+    if script.stem in ("onnx_to_tflite", "bare_onnx2tf"):
+        warm_up(module)
     if script.stem == "tensorflow_to_onnx":
         import tensorflow  # noqa: F401 - for the forks
     if len(sys.argv) > 2:  # the module of a model's code
@@ -42,6 +45,24 @@ def main() -> None:
         job = json.loads(line)
         talk.write(json.dumps({"code": run(module, script, job)}) + "\n")
         talk.flush()
+
+
+def warm_up(module) -> None:
+    """Convert one small model here: onnx2tf imports most of itself when it first does, and every fork would."""
+    import onnx
+    from onnx import helper
+
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+        module.onnx2tf.convert(
+            input_onnx_file_path=str(path),
+            output_folder_path=str(Path(folder, "made")),
+            not_use_onnxsim=True,
+            non_verbose=True,
+        )
 
 
 def run(module, script: Path, job: dict) -> int | None:

@@ -2,6 +2,8 @@
 // element type, so int32 travels as its bits.
 #include <net.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <new>
 
@@ -51,6 +53,12 @@ char* channel(const ncnn::Mat& mat, int q) {
   return static_cast<char*>(mat.data) + static_cast<size_t>(q) * mat.cstep * kWord;
 }
 
+// Whole numbers reach ncnn as ids for a lookup, and nothing else.
+bool holds_negative(const void* data, size_t bytes) {
+  const auto* const ids = static_cast<const int32_t*>(data);
+  return std::any_of(ids, ids + bytes / sizeof(int32_t), [](int32_t id) { return id < 0; });
+}
+
 struct Slot {
   int blob = -1;
   ncnn::Mat mat;  // inputs: stays; outputs: the last run's
@@ -89,10 +97,7 @@ class Ncnn final : public Backend {
     return ok();
   }
 
-  void* input(size_t index) override {
-    Slot& slot = inputs_[index];
-    return slot.packed.data() == nullptr ? slot.mat.data : slot.packed.data();
-  }
+  void* input(size_t index) override { return input(inputs_[index]); }
 
   Status run() override {
     ncnn::Extractor extractor = net_.create_extractor();
@@ -130,8 +135,14 @@ class Ncnn final : public Backend {
   }
 
  private:
+  static void* input(Slot& slot) { return slot.packed.data() == nullptr ? slot.mat.data : slot.packed.data(); }
+
   Status set_inputs(ncnn::Extractor* extractor) {
     for (Slot& slot : inputs_) {
+      if (slot.tensor->engine_dtype == EDGEPACK_INT32 && holds_negative(input(slot), slot.tensor->engine_bytes)) {
+        return {EDGEPACK_INVALID_ARGUMENT, "negative ids in the input " + printable(slot.tensor->name) +
+                                               ": ncnn would look up the table's first row for them"};
+      }
       if (slot.packed.data() != nullptr) {
         const size_t bytes = channel_words(slot.mat) * kWord;
         for (int q = 0; q < slot.mat.c; ++q) {

@@ -67,18 +67,26 @@ def typed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with what its definitions compute from shapes and constants as constants."""
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    while True:
+        before = len(model.graph.node)
+        model = _folded_once(onnx.shape_inference.infer_shapes(model, data_prop=True))
+        if len(model.graph.node) == before:
+            return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _folded_once(model: onnx.ModelProto) -> onnx.ModelProto:
     graph, rest = model.graph, []
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.value_info)}
     known = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    shapes |= {name: list(array.shape) for name, array in known.items()}
     surface = {value.name for value in graph.output}
     for node in graph.node:
         made = None
         try:
             if surface & set(node.output):
                 pass
-            elif node.op_type == "Shape" and not node.attribute and 0 not in shapes.get(node.input[0], [0]):
-                made = [np.array(shapes[node.input[0]], np.int64)]
+            elif node.op_type in ("Shape", "Size") and 0 not in shapes.get(node.input[0], [0]):
+                made = [_measured(node, shapes[node.input[0]])]
             elif all(name in known or not name for name in node.input) and not has_graph(node):
                 made = evaluated(model, node, {name: known[name] for name in node.input if name})
         except Exception as error:  # it stays a node
@@ -88,11 +96,20 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         for name, array in zip(node.output, made, strict=False):
             known[name] = np.asarray(array)
+            shapes[name] = list(known[name].shape)
     del graph.node[:], graph.initializer[:]
     graph.node.extend(rest)
     used = {name for node in rest for name in node.input} | surface
     graph.initializer.extend(onnx.numpy_helper.from_array(known[name], name) for name in known if name in used)
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return model
+
+
+def _measured(node: onnx.NodeProto, sizes: list[int]) -> np.ndarray:
+    """What Shape or Size gives for sizes that are known."""
+    if node.op_type == "Size":
+        return np.array(np.prod(sizes), np.int64)
+    ends = {a.name: a.i for a in node.attribute}
+    return np.array(sizes[ends.get("start", 0) : ends.get("end", len(sizes))], np.int64)
 
 
 def evaluated(model: onnx.ModelProto, node: onnx.NodeProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

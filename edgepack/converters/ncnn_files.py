@@ -61,7 +61,7 @@ def write_param(layers: list[Layer]) -> str:
         counts = [str(len(layer.bottoms)), str(len(layer.tops))]
         params = [f"{key}={value}" for key, value in layer.params.items()]
         words = [*counts, *layer.bottoms, *layer.tops, *params]
-        lines.append(f"{layer.type:<24} {layer.name:<24} {' '.join(words)}")
+        lines.append(" ".join([layer.type, layer.name, *words]))  # no columns: they are 2 % of a small INT8 net
     return "\n".join(lines) + "\n"
 
 

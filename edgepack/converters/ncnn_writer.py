@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from ncnn_files import ARRAY, Layer, raw, tagged, write_param
+from ncnn_fuse import fused
 from onnx_graph import Graph, attribute
 
 Shape = tuple[int, ...]
@@ -39,10 +40,12 @@ class Node:
 
     @property
     def inputs(self) -> list[str]:
+        """Its inputs' names; empty for those that aren't given."""
         return list(self.proto.input)
 
     @property
     def output(self) -> str:
+        """Its first output's name."""
         return self.proto.output[0]
 
     def input(self, index: int) -> str:
@@ -50,6 +53,7 @@ class Node:
         return self.proto.input[index] if index < len(self.proto.input) else ""
 
     def get(self, name: str, default: object = None) -> object:
+        """An attribute; text as str."""
         found = attribute(self.proto, name, default)
         return found.decode() if isinstance(found, bytes) else found
 
@@ -75,6 +79,7 @@ class Writer:
         return tuple(sizes)
 
     def constant(self, name: str) -> np.ndarray | None:
+        """A tensor's numbers; None when they are computed."""
         return self.graph.constants.get(name)
 
     def known(self, node: Node, index: int, what: str) -> np.ndarray | None:
@@ -182,6 +187,7 @@ class Writer:
     # Small layers that many forms use ----------------------------------------------------------------------------
 
     def unary(self, op: int, a: Blob) -> Blob:
+        """A UnaryOp by its number."""
         return self.layer("UnaryOp", [a], a.shape, {0: op})
 
     def scalar(self, op: int, a: Blob, number: float) -> Blob:
@@ -201,6 +207,7 @@ class Writer:
             held = self.blob(name)
             self.layers.append(Layer("Noop", f"out{index}", [held.name], [f"out{index}"], {}))
         self._shorten(len(outputs), {blob.name for blob in inputs})
+        self.layers = fused(self.layers)
         names = {blob.name: f"in{index}" for index, blob in enumerate(inputs)}
         for layer in self.layers:
             layer.bottoms = [names.get(name, name) for name in layer.bottoms]

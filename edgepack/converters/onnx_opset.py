@@ -45,6 +45,10 @@ def check_opset(model: onnx.ModelProto, name: str, notes: list[str]) -> int:
         stamp(model, newest)
         notes.append(f"The model says opset {opset}; its operators are the same at opset {newest}, and it is taken so.")
         return newest
+    if opset < OLDEST and not model.functions and not changed_since(opset, model, LIFTED):
+        for entry in model.opset_import:
+            entry.version = LIFTED if entry.domain in STANDARD else entry.version
+        return LIFTED
     if opset > newest or opset < OLDEST:
         relation = "newer" if opset > newest else "older"
         raise Refused(

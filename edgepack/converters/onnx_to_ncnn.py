@@ -11,9 +11,10 @@
 # [tool.uv]
 # override-dependencies = ["torch ; sys_platform == 'never'"]
 # ///
-"""Convert ONNX to ncnn's ``model.ncnn.param`` and ``model.ncnn.bin`` with pnnx.
+"""Convert ONNX to ncnn's ``model.ncnn.param`` and ``model.ncnn.bin``, with pnnx or node by node.
 
-Request: ``model`` (ONNX file, fixed shapes), ``repair`` (false: without `ncnn_forms`). Weights stay float32. pnnx's
+Request: ``model`` (ONNX file, fixed shapes), ``way``: "pnnx" (after the repairs of `ncnn_forms`), "plain" (pnnx on the
+model as it is) or "direct" (`ncnn_direct`; its ``result.json`` has the ``input_shapes``). Weights stay float32. pnnx's
 wheel wants torch, but its program reads ONNX without it. The program gets a copy in which every tensor and node has a
 plain name: its text format is cut at white space, and names come from the model. Exit 0 means little: the caller must
 load and run the result. ``result.json`` says per input and output which axis pnnx took for the batch (null: none).
@@ -35,6 +36,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 
 sys.path.insert(0, str(Path(__file__).parent))
+import ncnn_direct
 from expand import expanded, with_plain_constants
 from float_of_qdq import without_pairs
 from ncnn_forms import FORMS
@@ -63,8 +65,13 @@ def main() -> None:
     except Exception as error:
         raise SystemExit(f"this is not a readable ONNX file: {str(error).splitlines()[0][:300]}") from error
     without_pairs(model)
+    if request.get("way", "pnnx") == "direct":
+        by_node(model, Path(request["out"]))
+        return
     model = onnx.shape_inference.infer_shapes(model)
-    if request.get("repair", True) and not any(a.HasField("g") for node in model.graph.node for a in node.attribute):
+    if request.get("way", "pnnx") != "plain" and not any(
+        a.HasField("g") for node in model.graph.node for a in node.attribute
+    ):
         model = repair(with_plain_constants(expanded(model)))
     without_casts_at_the_surface(model.graph)
     sums_as_means(model)
@@ -84,6 +91,14 @@ def main() -> None:
     (out / param.name).write_bytes(param.read_bytes())
     (out / weights.name).write_bytes(weights.read_bytes())
     (out / "result.json").write_text(json.dumps(result))
+
+
+def by_node(model: onnx.ModelProto, out: Path) -> None:
+    """Write every node's own layers, without pnnx."""
+    written = ncnn_direct.write(model)
+    (out / "model.ncnn.param").write_text(written.param)
+    (out / "model.ncnn.bin").write_bytes(written.weights)
+    (out / "result.json").write_text(json.dumps({"input_shapes": written.shapes, "complaints": []}))
 
 
 def repair(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -51,7 +51,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ncnn_dynamic import DYNAMIC
-from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, floats, locate, read_param, write_param
+from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, finite, floats, locate, read_param, write_param
 from ncnn_half import halve
 from ncnn_int8 import Rounded, narrow, round_weights, shift_before, shift_float, write_layer
 from ncnn_names import given_coding, given_factors, match, nodes_of
@@ -103,6 +103,9 @@ class Quantizer:
 
     def run(self, out: Path) -> dict:
         """Write the best candidate's files to `out`. Returns what became of which layer."""
+        for index in (*self.plan.wanted, *self.plan.dynamic):
+            for block in self.blocks[index]:
+                finite(self.layers[index], block, self.weights)
         self.blobs = watch(self.request, self.plan)
         self.rounded = self.round()
         asked, given = self.request["int8"]["ranges"], self.all_given()

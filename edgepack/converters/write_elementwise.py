@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 from ncnn_writer import Blob, Node, Refused, Shape, Writer, raw
 
-ADD, SUB, MUL, DIV, MAX, MIN, POW, RSUB, RDIV, FMOD, REMAINDER = 0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 17
-ABS, NEG, SQUARE, SQRT, EXP, LOG, RECIPROCAL, TRUNC, SIGN, LOG1P = 0, 1, 4, 5, 7, 8, 15, 19, 20, 27
+ADD, SUB, MUL, DIV, MAX, MIN, POW, RSUB, RDIV = 0, 1, 2, 3, 4, 5, 6, 7, 8
+ABS, NEG, FLOOR, SQUARE, SQRT, EXP, LOG, RECIPROCAL, TRUNC, SIGN, LOG1P = 0, 1, 2, 4, 5, 7, 8, 15, 19, 20, 27
 _UNARY = {
     "Abs": ABS,
     "Neg": NEG,
@@ -115,7 +116,7 @@ def with_numbers(w: Writer, node: Node) -> None:
 def arithmetic(w: Writer, node: Node) -> None:
     op = _BINARY[node.proto.op_type]
     if op == DIV and w.whole(node.output):
-        w.give(node.output, w.unary(TRUNC, broadcast(w, DIV, node.input(0), node.input(1))))
+        w.give(node.output, w.unary(TRUNC, quotient(w, node, nudged=node.input(0))))
         return
     chain(w, node, op)
 
@@ -138,8 +139,30 @@ def variadic(w: Writer, node: Node) -> None:
         w.give(node.output, w.scalar(MUL, w.blob(node.output), 1.0 / len(node.inputs)))
 
 
+def quotient(w: Writer, node: Node, nudged: str) -> Blob:
+    """a / b of whole numbers, a moved by a half in the direction of a tensor's sign: rounding can't pass an integer."""
+    a, b = node.inputs
+    name = f"{node.output}/nudged"
+    w.graph.shapes[name] = list(np.broadcast_shapes(w.shape(a), w.shape(nudged)))
+    half = f"{node.output}/half"
+    w.graph.shapes[half] = list(w.shape(nudged))
+    w.give(half, w.scalar(MUL, w.unary(SIGN, w.blob(nudged)), 0.5))
+    w.give(name, broadcast(w, ADD, a, half))
+    return broadcast(w, DIV, name, b)
+
+
 def mod(w: Writer, node: Node) -> None:
-    w.give(node.output, broadcast(w, FMOD if node.get("fmod", 0) else REMAINDER, node.input(0), node.input(1)))
+    """a - b * floor(a / b), or with trunc: ncnn's own remainder is that of C's remainder()."""
+    a, b = node.inputs
+    towards_zero = bool(node.get("fmod", 0))
+    whole = w.whole(node.output)
+    part = quotient(w, node, a if towards_zero else b) if whole else broadcast(w, DIV, a, b)
+    names = [f"{node.output}/{part}" for part in ("times", "product")]
+    for name in names:
+        w.graph.shapes[name] = list(w.shape(node.output))
+    w.give(names[0], w.unary(TRUNC if towards_zero else FLOOR, part))
+    w.give(names[1], broadcast(w, MUL, names[0], b))
+    w.give(node.output, broadcast(w, SUB, a, names[1]))
 
 
 def power(w: Writer, node: Node) -> None:
@@ -150,16 +173,23 @@ def power(w: Writer, node: Node) -> None:
     if number in (0.5, -1.0, 2.0):
         y = w.unary({0.5: SQRT, -1.0: RECIPROCAL, 2.0: SQUARE}[number], x)
     elif number in range(1, 17):
-        y, square, left = None, x, int(number)
-        while left:
-            if left & 1:
-                y = square if y is None else w.binary(MUL, y, square)
-            left >>= 1
-            square = w.unary(SQUARE, square) if left else square
-        assert y is not None
+        y = raised(w, x, int(number))
+    elif number > 0:
+        y = w.scalar(POW, w.scalar(MAX, x, 1e-37), number)
     else:
         y = broadcast(w, POW, node.input(0), node.input(1))
     w.give(node.output, y)
+
+
+def raised(w: Writer, x: Blob, exponent: int) -> Blob:
+    """x to the power of a positive whole number."""
+    y = x if exponent & 1 else None
+    while exponent := exponent >> 1:
+        x = w.unary(SQUARE, x)
+        if exponent & 1:
+            y = x if y is None else w.binary(MUL, y, x)
+    assert y is not None
+    return y
 
 
 def prelu(w: Writer, node: Node) -> None:
@@ -297,6 +327,19 @@ def where(w: Writer, node: Node) -> None:
     w.give(node.output, broadcast(w, ADD, names[1], names[2]))
 
 
+def cast_like(w: Writer, node: Node) -> None:
+    other = w.graph.types.get(node.input(1))
+    proto = onnx.helper.make_node("Cast", [node.input(0)], [node.output], to=other)
+    cast(w, Node(proto))
+
+
+def dropout(w: Writer, node: Node) -> None:
+    training = w.constant(node.input(2)) if node.input(2) else np.zeros(1)
+    if training is None or training.any() or any(node.proto.output[1:]):
+        raise Refused("it is in training mode, or its mask is used")
+    same(w, node)
+
+
 def is_inf(w: Writer, node: Node) -> None:
     raise Refused("ncnn is compiled without infinities and NaN")
 
@@ -314,7 +357,9 @@ OPERATORS: dict[str, Callable[[Writer, Node], None]] = {
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), compare),
     **dict.fromkeys(("And", "Or", "Xor", "Not"), logic),
     **dict.fromkeys(("IsInf", "IsNaN"), is_inf),
-    **dict.fromkeys(("Identity", "Dropout"), same),
+    "Identity": same,
+    "Dropout": dropout,
+    "CastLike": cast_like,
     "Mod": mod,
     "Pow": power,
     "PRelu": prelu,

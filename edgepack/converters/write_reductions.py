@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 from ncnn_writer import Blob, Node, Refused, Shape, Writer, along, raw
-from write_elementwise import ADD, DIV, EXP, LOG, MUL, NEG, RSUB, SQRT, SUB, positive
+from write_elementwise import ADD, DIV, EXP, LOG, MUL, NEG, RECIPROCAL, RSUB, SQRT, SQUARE, SUB, positive
 from write_moves import cut, flip, transposed
 
 _OPS = {
@@ -178,48 +178,77 @@ def _by_channel(w: Writer, name: str, factor: np.ndarray, shift: np.ndarray) -> 
 
 
 def instance_norm(w: Writer, node: Node) -> None:
-    shape = w.shape(node.input(0))
-    scale, bias = (np.tile(w.known(node, index, "scale and bias"), shape[0]) for index in (1, 2))
-    x = w.take(node.input(0), (len(scale), 1, math.prod(shape[2:])))
-    params: dict[int, object] = {0: len(scale), 1: float(node.get("epsilon", 1e-5)), 2: 1}
-    w.give(node.output, w.layer("InstanceNorm", [x], x.shape, params, raw(scale), raw(bias)))
+    shape, name = w.shape(node.input(0)), node.input(0)
+    scale, bias = (w.constant(n) for n in node.inputs[1:3])
+    channels, epsilon = shape[0] * shape[1], float(node.get("epsilon", 1e-5))
+    x = w.take(name, (channels, 1, math.prod(shape[2:])))
+    if scale is not None and bias is not None:
+        numbers = [raw(np.tile(array, shape[0])) for array in (scale, bias)]
+        w.give(node.output, w.layer("InstanceNorm", [x], x.shape, {0: channels, 1: epsilon, 2: 1}, *numbers))
+        return
+    y = w.layer("InstanceNorm", [x], x.shape, {0: channels, 1: epsilon, 2: 0})
+    _affine(w, node, y, node.inputs[1:3])
+
+
+def _affine(w: Writer, node: Node, y: Blob, names: list[str]) -> None:
+    """Every channel times a computed factor plus a computed number."""
+    shape = w.shape(node.output)
+    x = w.view(y, (shape[0], shape[1], math.prod(shape[2:])))
+    for op, name in zip((MUL, ADD), names, strict=True):
+        x = w.binary(op, x, w.take(name, (1, shape[1], 1)))
+    w.give(node.output, x)
 
 
 def group_norm(w: Writer, node: Node) -> None:
     shape, groups = w.shape(node.input(0)), int(node.get("num_groups"))
-    scale, bias = (w.known(node, index, "scale and bias") for index in (1, 2))
-    if scale.size != shape[1]:
+    scale, bias = (w.constant(n) for n in node.inputs[1:3])
+    channels, epsilon = shape[0] * shape[1], float(node.get("epsilon", 1e-5))
+    if w.shape(node.input(1)) != (shape[1],):
         raise Refused("it is of an opset before 21")
-    numbers = [np.tile(array, shape[0]) for array in (scale, bias)]
-    x = w.take(node.input(0), (shape[0] * shape[1], 1, math.prod(shape[2:])))
-    params: dict[int, object] = {0: shape[0] * groups, 1: x.shape[0], 2: float(node.get("epsilon", 1e-5)), 3: 1}
-    w.give(node.output, w.layer("GroupNorm", [x], x.shape, params, *map(raw, numbers)))
+    x = w.take(node.input(0), (channels, 1, math.prod(shape[2:])))
+    params: dict[int, object] = {0: shape[0] * groups, 1: channels, 2: epsilon, 3: int(scale is not None)}
+    if scale is not None and bias is not None:
+        numbers = [raw(np.tile(array, shape[0])) for array in (scale, bias)]
+        w.give(node.output, w.layer("GroupNorm", [x], x.shape, params, *numbers))
+        return
+    _affine(w, node, w.layer("GroupNorm", [x], x.shape, {**params, 3: 0}), node.inputs[1:3])
 
 
 def layer_norm(w: Writer, node: Node) -> None:
     """LayerNormalization and RMSNormalization: rows of everything from an axis on."""
     shape = w.shape(node.input(0))
     axis = int(node.get("axis", -1)) % len(shape)
-    if any(node.proto.output[1:]):
-        raise Refused("it also gives mean and deviation")
-    rows, size = math.prod(shape[:axis]), math.prod(shape[axis:])
+    rows, size, epsilon = math.prod(shape[:axis]), math.prod(shape[axis:]), float(node.get("epsilon", 1e-5))
     x = w.take(node.input(0), (rows, size))
     centred = node.proto.op_type == "LayerNormalization"
+    if centred and any(node.proto.output[1:]):
+        mean = reduced(w, x, 1, MEAN)
+        apart = w.binary(SUB, x, mean)
+        spread = w.unary(SQRT, w.scalar(ADD, reduced(w, w.unary(SQUARE, apart), 1, MEAN), epsilon))
+        for name, blob in zip(node.proto.output[1:], (mean, w.unary(RECIPROCAL, spread)), strict=False):
+            w.give(name, blob)
+        _scaled(w, node, w.binary(DIV, apart, spread), shape, axis)
+        return
     given = [w.constant(name) for name in node.inputs[1:3] if name]
     whole = all(array is not None and array.size == size for array in given)
-    params: dict[int, object] = {0: size, 1: float(node.get("epsilon", 1e-5)), 2: int(whole)}
+    params: dict[int, object] = {0: size, 1: epsilon, 2: int(whole)}
     weights = [raw(given[0])] if whole else []
     if whole and centred:
         weights.append(raw(given[1] if len(given) > 1 else np.zeros(size, np.float32)))
     y = w.layer("LayerNorm" if centred else "RMSNorm", [x], x.shape, params, *weights)
     if whole:
         w.give(node.output, y)
-        return
+    else:
+        _scaled(w, node, y, shape, axis)
+
+
+def _scaled(w: Writer, node: Node, y: Blob, shape: Shape, axis: int) -> None:
+    """Rows times a scale plus a bias, where they aren't weights of the layer."""
     for op, name in zip((MUL, ADD), node.inputs[1:3], strict=False):
         if name:
             sizes = w.shape(name)
             side = (1,) * (len(shape) - len(sizes)) + sizes
-            if any(n != 1 for n in side[:axis]) or math.prod(side[axis:]) not in (1, size):
+            if any(n != 1 for n in side[:axis]) or math.prod(side[axis:]) not in (1, y.shape[1]):
                 raise Refused("its scale is broadcast")
             y = w.binary(op, y, w.take(name, (1, math.prod(side[axis:]))))
     w.give(node.output, y)

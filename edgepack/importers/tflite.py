@@ -1,7 +1,8 @@
 """TFLite sources. The file itself is kept as it is for the engine tflite; other engines get its ONNX form.
 
 tf2onnx makes the ONNX form (``converters/tensorflow_to_onnx.py``); a quantized file becomes ONNX with its own scales.
-LiteRT gives the reference.
+LiteRT gives the reference. What a file hides in variables becomes an input and an output first, and sparse weights are
+unpacked for tf2onnx (``converters/tflite_plain.py``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class TFLiteImporter:
 
     name = "tflite"
     version = "1"
-    tools = ("tensorflow_to_onnx", "run_tflite", "import_onnx")
+    tools = ("tensorflow_to_onnx", "tflite_plain", "run_tflite", "import_onnx")
 
     def __init__(self) -> None:
         self._known: dict[Any, str] = {}
@@ -52,14 +53,15 @@ class TFLiteImporter:
     ) -> None:
         """Write ``model.onnx``, ``model.json`` and ``source.tflite`` to `out`. Raises `ModelError`, `UsageError`."""
         with staging.staged(out) as folder:
-            copy, found = self._copy(source, options, folder)
+            kept, found = self._copy(source, options, folder, tell=True)
+            plain = _plain(kept, Path(source).name, folder) if found.packed else kept
             _check_shapes(found, shapes)
             exported = folder / "exported"
             exported.mkdir()
             request = {
                 "mode": "export",
                 "kind": "tflite",
-                "source": str(copy),
+                "source": str(plain),
                 "name": Path(source).name,
                 "inputs": {tensor.name: list(tensor.shape) for tensor in found.inputs},
                 "outputs": [tensor.name for tensor in found.outputs],
@@ -67,7 +69,7 @@ class TFLiteImporter:
             staging.run("tensorflow_to_onnx", request, exported, folder)
             dtypes = options.get("dtypes") or {}
             staging.finish(exported / "model.onnx", Path(source).name, {}, dtypes, out, folder)
-            copy.rename(out / KEPT)
+            kept.rename(out / KEPT)
         facts = json.loads((out / "model.json").read_text())
         facts |= {
             "origin": {"engine": "tflite", "file": KEPT, "precision": found.precision},
@@ -89,15 +91,29 @@ class TFLiteImporter:
             }
             staging.run("run_tflite", request, out, folder)
 
-    def _copy(self, source: str, options: Mapping[str, Any], folder: Path) -> tuple[Path, tflite_file.Contents]:
-        """A copy of the file in `folder`, made sure to be what `digest` saw, and its contents."""
+    def _copy(
+        self, source: str, options: Mapping[str, Any], folder: Path, *, tell: bool = False
+    ) -> tuple[Path, tflite_file.Contents]:
+        """A copy of the file in `folder`, made sure to be what `digest` saw, its state at its surface; its contents."""
         expected = self.digest(source, options)
         copy = folder / "model.tflite"
         with Path(source).open("rb") as stream:
             staging.copy(stream, copy)
         if sha256_file(copy) != expected:
             raise ModelError(f"{source} changed while it was read.", "Run the command again.", id="EP312")
-        return copy, _look(str(copy), Path(source).name)[1]
+        found = _look(str(copy), Path(source).name)[1]
+        if found.stateful:
+            copy = _plain(copy, Path(source).name, folder, tell=tell)
+            found = _look(str(copy), Path(source).name)[1]
+        return copy, found
+
+
+def _plain(path: Path, name: str, folder: Path, *, tell: bool = False) -> Path:
+    """The file `path` without hidden state and sparse weights. Raises `ModelError` where that can't be proven equal."""
+    made = folder / "plain"
+    made.mkdir()
+    staging.run("tflite_plain", {"source": str(path), "name": name, "tell": tell}, made, folder)
+    return made / "model.tflite"
 
 
 def _look(source: str, name: str = "") -> tuple[Path, tflite_file.Contents]:
@@ -122,11 +138,11 @@ def _look(source: str, name: str = "") -> tuple[Path, tflite_file.Contents]:
             "or cut the graph before them.",
             id="EP308",
         )
-    if found.stateful:
+    if found.remembering:
         raise ModelError(
-            f"{name} is stateful: it hides what it remembers between runs in variables, and a bundle can't prove what "
-            "it can't set.",
-            "Convert the model again with its state as an input and an output.",
+            f"{name} has recurrent layers that remember the last run (in {found.remembering[0]!r}): TFLite's own never "
+            "forget, so that an answer depends on what was asked before.",
+            "Build from the Keras model, the SavedModel or the ONNX file instead: edgepack writes those layers out.",
             id="EP310",
         )
     for what, tensors in (("input", found.inputs), ("output", found.outputs)):

@@ -239,6 +239,12 @@ def test_an_operator_that_only_takes_more_types_now_is_no_newer_operator(tmp_pat
     assert from_onnx(tmp_path, model).agrees().model.opset == 26
 
 
+def test_an_old_opset_with_operators_that_never_changed_is_taken(tmp_path: Path) -> None:
+    surface = [helper.make_tensor_value_info(name, TensorProto.BOOL, [2, 3]) for name in ("x", "y")]
+    model = make([helper.make_node("Not", ["x"], ["y"])], surface[:1], surface[1:], opset=1)
+    assert from_onnx(tmp_path, model).agrees().model.opset == 17
+
+
 def test_an_operator_whose_meaning_changed_is_refused_by_name(tmp_path: Path) -> None:
     surface = [helper.make_tensor_value_info(name, TensorProto.UINT8, [2]) for name in ("x", "by", "y")]
     model = make([helper.make_node("BitShift", ["x", "by"], ["y"], direction="LEFT")], surface[:2], surface[2:], opset=28)  # fmt: skip  # noqa: E501
@@ -482,6 +488,19 @@ class Pair(nn.Module):
     def forward(self, x, y):
         return self.d(self.c(x)).mean((2, 3)) * y, y
 
+class Padded(nn.Module):
+    def forward(self, x):
+        return nn.functional.pad(x, (1, 2, 3, 0), "reflect")
+
+class Turned(nn.Module):
+    # the tracing exporter knows no affine_grid
+    def __init__(self):
+        super().__init__()
+        self.d = nn.Dropout(0.5)
+    def forward(self, x):
+        theta = torch.tensor([[[0.9, 0.1, 0], [-0.1, 0.9, 0]]]) * (1 + x.mean())
+        return self.d(nn.functional.grid_sample(x, nn.functional.affine_grid(theta, list(x.shape), False)))
+
 class Words(nn.Module):
     def __init__(self):
         super().__init__()
@@ -592,12 +611,40 @@ def test_a_factory_gets_its_weights_from_any_safe_file(user: Path, tmp_path: Pat
         done.agrees()
 
 
+@pytest.mark.parametrize(("name", "exporter"), [("Pair", ""), ("Turned", "by torch.export, because")])
 def test_exporting_is_checked_in_the_mode_that_the_model_is_used_in(
-    user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, exporter: str
 ) -> None:
-    """The exporter leaves what it was given in training mode: drop-out then made every exporter look wrong."""
-    from_torch("nets:Pair", tmp_path, {"x": (1, 3, 8, 8), "y": (1, 1)}).agrees()
-    assert "agree" not in capsys.readouterr().err
+    """The first exporter leaves what it was given in training mode, also where it fails: the next one then exported
+    drop-out that drops."""
+    shapes = {"x": (1, 3, 8, 8), "y": (1, 1)} if name == "Pair" else PICTURE
+    from_torch(f"nets:{name}", tmp_path, shapes).agrees()
+    said = capsys.readouterr().err
+    assert exporter in said and "agree" not in said
+
+
+def test_a_file_in_another_opset_than_was_asked_for_is_noticed(nets: Path, tmp_path: Path) -> None:
+    """torch.onnx.export writes opset 18 where it can't go down to 17, and only logs that."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(converter.FOLDER)!r}, {str(nets)!r}]
+from functools import partial
+from pathlib import Path
+import torch
+import torch_to_onnx_exporting as exporting
+from nets import Padded
+module, path, given = Padded().eval(), Path("made.onnx"), (torch.rand(1, 3, 8, 8),)
+one = exporting.Try("torch.export", 17, partial(exporting.export_program, module, given, ["x"], ["y"], path, 17))
+two = exporting.Try("tracing", 17, partial(exporting.export_traced, module, given, ["x"], ["y"], path))
+for tries in ([one], [one, two]):
+    print(exporting.best_that_works(tries, path, given, [module(*given)])[0], exporting.opset_of(path))
+"""
+    python = converter.environment("torch_to_onnx")
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    kept, better = done.stdout.strip().splitlines()
+    assert kept.startswith("Exported by torch.export, the best of what was tried") and kept.endswith(" 18")
+    assert better.startswith("Exported by tracing, because exporting failed by torch.export: it wrote opset 18, and 17")
+    assert better.endswith(" 17")
 
 
 def test_a_factory_installed_elsewhere_is_found_through_pythonpath(
@@ -725,7 +772,8 @@ def test_a_source_that_fails_on_the_samples_is_exported_all_the_same(user: Path,
 
 def test_whoever_imports_torchs_archive_reader_gets_it_without_pickle() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(converter.FOLDER)!r}); import torch_to_onnx as t; t.distrust_pickles();"
+        f"import sys; sys.path.insert(0, {str(converter.FOLDER)!r});"
+        "import torch_to_onnx_trust as t; t.distrust_pickles();"
         "assert t.ARCHIVES not in sys.modules; import importlib;"
         "assert importlib.import_module(t.ARCHIVES).pickle is t.NoPickle"
     )

@@ -13,8 +13,9 @@ from onnx.reference import ReferenceEvaluator
 
 from edgepack import artifact as artifacts
 from edgepack import converter
-from edgepack.engines.ncnn import PARAM, WEIGHTS, Ncnn
+from edgepack.engines.ncnn import Ncnn
 from edgepack.errors import ToolFailed, Unsupported, VariantError
+from edgepack.ncnn_export import PARAM, WEIGHTS
 from edgepack.types import Artifact, Calibration, Model, Precision, TensorSpec
 
 RNG = np.random.default_rng(7)
@@ -166,6 +167,10 @@ def test_token_ids_reach_an_embedding_as_whole_numbers(tmp_path: Path) -> None:
     artifact = export(model, Precision.FP32, tmp_path)
     assert artifact.inputs[0].dtype == "int32"
     assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > 80
+    negative = samples(tmp_path / "negative", np.full((1, 1, 6), -1))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(VariantError, match="negative ids"):  # ncnn would take them all for 0
+        run(model, artifact, negative, tmp_path / "again")
 
 
 def test_a_uint8_picture_is_handed_over_as_float(tmp_path: Path) -> None:
@@ -259,7 +264,7 @@ def test_two_inputs_and_two_outputs_keep_the_order_of_the_source(tmp_path: Path)
         assert sqnr(wanted, found) > 80
 
 
-def test_what_pnnx_writes_but_ncnn_has_no_layer_for_is_named(tmp_path: Path) -> None:
+def test_an_operator_that_ncnn_has_no_layers_for_is_named_with_its_node(tmp_path: Path) -> None:
     model = net(
         tmp_path,
         [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Det", ["c"], ["y"])],
@@ -267,12 +272,12 @@ def test_what_pnnx_writes_but_ncnn_has_no_layer_for_is_named(tmp_path: Path) -> 
         [("y", FLOAT, (1, 4))],
         w=RNG.normal(0, 1, (4, 3, 3, 3)).astype(np.float32),
     )
-    with pytest.raises(VariantError, match=r"^cannot be loaded by ncnn: layer .* not exists") as caught:
+    with pytest.raises(Unsupported, match=r"^ncnn has no form of Det \('y'\)") as caught:
         export(model, Precision.FP32, tmp_path)
     assert caught.value.hint
 
 
-def test_a_batch_of_two_is_unsupported_with_the_reason(tmp_path: Path) -> None:
+def test_a_batch_of_two_is_computed_although_pnnx_cant(tmp_path: Path) -> None:
     model = net(
         tmp_path,
         [helper.make_node("Conv", ["x", "w"], ["y"])],
@@ -280,9 +285,37 @@ def test_a_batch_of_two_is_unsupported_with_the_reason(tmp_path: Path) -> None:
         [("y", FLOAT, (2, 4, 4, 4))],
         w=RNG.normal(0, 1, (4, 3, 3, 3)).astype(np.float32),
     )
-    with pytest.raises(VariantError, match=r"ncnn") as caught:
-        export(model, Precision.FP32, tmp_path)
-    assert "batch of 1" in caught.value.hint
+    inputs = samples(tmp_path / "in", RNG.normal(0, 1, (2, 2, 3, 6, 6)).astype(np.float32))
+    artifact = export(model, Precision.FP32, tmp_path)
+    assert artifact.facts["way"] == "direct"
+    assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > 80
+
+
+def test_a_model_that_pnnx_cant_take_has_three_precisions_too(tmp_path: Path) -> None:
+    model = net(
+        tmp_path,
+        [
+            helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["a"], ["r"]),
+            helper.make_node("Pad", ["r", "wide"], ["p"]),
+            helper.make_node("Conv", ["p", "w2"], ["c"], strides=[2, 2]),
+            helper.make_node("ReduceMax", ["c"], ["m"], axes=[2, 3], keepdims=0),
+            helper.make_node("Gemm", ["m", "w3"], ["y"], transB=1),
+        ],
+        [("x", FLOAT, (1, 3, 12, 12))],
+        [("y", FLOAT, (1, 5))],
+        w1=RNG.normal(0, 0.3, (6, 3, 3, 3)).astype(np.float32),
+        wide=np.array([0, 1, 0, 0, 0, 1, 0, 0]),
+        w2=RNG.normal(0, 0.3, (8, 8, 3, 3)).astype(np.float32),
+        w3=RNG.normal(0, 0.3, (5, 8)).astype(np.float32),
+    )
+    inputs = samples(tmp_path / "in", RNG.normal(0, 1, (8, 1, 3, 12, 12)).astype(np.float32))
+    for precision, bound in ((Precision.FP32, 80), (Precision.FP16, 40), (Precision.INT8, 20)):
+        artifact = export(model, precision, tmp_path, inputs)
+        if precision is Precision.FP32:
+            assert artifact.facts["way"] == "direct"
+        assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > bound, precision
+    assert len(artifact.facts["quantized"]) == 3
 
 
 def test_a_model_without_convolutions_has_no_int8(tmp_path: Path) -> None:

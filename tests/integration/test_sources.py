@@ -53,6 +53,49 @@ tf.saved_model.save(reads, sys.argv[1] + "/reads", signatures={"read": reads.rea
 small = keras.Input((2,))
 keras.Model(small, layers.Lambda(lambda t: t * 2, name="twice")(small)).save(sys.argv[1] + "/lambda.h5")
 keras.Sequential([keras.Input((4,)), layers.Dense(3)]).save(sys.argv[1] + "/dense.h5")
+
+class Stream(tf.Module):
+    def __init__(self, start):
+        self.held = tf.Variable(tf.constant(start, shape=[1, 3]), name="held")
+        self.weights = tf.constant([[0.5, 0.1, 0.2], [0.0, 0.3, 0.1], [0.2, 0.2, 0.4]])
+    @tf.function(input_signature=[tf.TensorSpec([1, 3], tf.float32, name="x")])
+    def step(self, x):
+        self.held.assign(tf.tanh(tf.matmul(self.held, self.weights) + x))
+        return {"y": self.held * 2 + x}
+for name, start in (("stream", 0.25), ("uneven", [0.1, 0.2, 0.3])):
+    stream = Stream(start)
+    made = tf.lite.TFLiteConverter.from_concrete_functions([stream.step.get_concrete_function()], stream)
+    made.experimental_enable_resource_variables = True
+    open(sys.argv[1] + f"/{name}.tflite", "wb").write(made.convert())
+row = keras.Input((6, 3), batch_size=1)
+recurrent = tf.lite.TFLiteConverter.from_keras_model(keras.Model(row, layers.LSTM(4)(row))).convert()
+open(sys.argv[1] + "/recurrent.tflite", "wb").write(recurrent)
+"""
+SPARSE = """
+import sys
+import numpy as np
+from types import SimpleNamespace as Table
+sys.path.insert(0, {folder!r})
+from tflite_plain import unpacked
+random = np.random.default_rng(0)
+dense = random.standard_normal((6, 8)) * (random.random((6, 8)) < 0.2)
+dense[4] = 0
+rows, columns = np.nonzero(dense)
+starts = np.searchsorted(rows, range(7))
+level = lambda size: Table(format=0, denseSize=size)
+compressed = lambda starts, places: Table(
+    format=1, arraySegments=Table(values=starts), arrayIndices=Table(values=places), denseSize=0
+)
+plain = Table(traversalOrder=[0, 1], blockMap=None, dimMetadata=[level(6), compressed(starts, columns)])
+assert (unpacked(dense[rows, columns], [6, 8], plain) == dense).all()
+
+blocks = dense.reshape(3, 2, 4, 2).transpose(0, 2, 1, 3)  # of 2 x 2
+rows, columns = np.nonzero(blocks.any((2, 3)))
+blocked = Table(
+    traversalOrder=[0, 1, 2, 3], blockMap=[0, 1],
+    dimMetadata=[level(3), compressed(np.searchsorted(rows, range(4)), columns), level(2), level(2)],
+)
+assert (unpacked(blocks[rows, columns].ravel(), [6, 8], blocked) == dense).all()
 """
 MXNET = """
 import mxnet as mx, numpy as np, sys
@@ -137,6 +180,34 @@ def test_other_sizes_than_a_tflite_files_own_are_a_usage_error(tmp_path: Path) -
     with pytest.raises(UsageError, match="fixes its sizes"):
         shapes = {"serving_default_image:0": (2, 16, 16, 3)}
         TFLiteImporter().to_onnx(str(DATA / "tiny.tflite"), shapes, OPTIONS, tmp_path / "out")
+
+
+def test_what_a_tflite_file_hides_in_variables_becomes_an_input_and_an_output(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script itself holds both files together, run after run; here ONNX and LiteRT compute the same step."""
+    found = Imported(TFLiteImporter(), str(made / "stream.tflite"), {}, tmp_path, kept=(KEPT,)).agrees()
+    assert sorted(found.inputs.values()) == sorted(found.outputs.values()) == [(1, 3), (1, 3)]
+    [state] = [name for name in found.inputs if name != "x" and not name.startswith("serving")]
+    assert f"{state}_next" in found.outputs
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count(f"{state!r} (at first all 0.25) and '{state}_next'") == 1
+
+
+def test_a_state_that_begins_with_values_that_no_flag_could_say_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="begins with more than one value") as refused:
+        TFLiteImporter().to_onnx(str(made / "uneven.tflite"), {}, OPTIONS, tmp_path / "out")
+    assert refused.value.id == "EP310"
+
+
+def test_a_tflite_file_with_a_recurrent_layer_that_never_forgets_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="remember the last run") as refused:
+        TFLiteImporter().to_onnx(str(made / "recurrent.tflite"), {}, OPTIONS, tmp_path / "out")
+    assert refused.value.id == "EP310" and "Keras" in refused.value.hint
+
+
+def test_sparse_weights_are_unpacked_to_what_they_are(tmp_path: Path) -> None:
+    made_by("tflite_plain", SPARSE.format(folder=str(converter.FOLDER)), tmp_path)
 
 
 def test_an_mxnet_symbol_loses_its_loss_layer_and_nothing_else(tmp_path: Path) -> None:

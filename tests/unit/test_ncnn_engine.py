@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgepack import ncnn_export
 from edgepack.engines import ncnn
 from edgepack.errors import VariantError
 from edgepack.types import Model, Precision, TensorSpec
@@ -22,23 +23,23 @@ def model(*operators: str, path: Path = Path("model.onnx"), inputs: tuple[Tensor
 
 
 def test_pnnxs_word_on_the_batch_axis_is_tried_first() -> None:
-    layouts = ncnn._layouts((spec(1, 3, 8, 8), spec(2, 1, 16)), [0, 1])
+    layouts = ncnn_export.layouts((spec(1, 3, 8, 8), spec(2, 1, 16)), [0, 1])
     assert layouts[0] == ((3, 8, 8), (2, 16))
     assert ((3, 8, 8), (2, 1, 16)) in layouts
     assert ((1, 3, 8, 8), (2, 1, 16)) in layouts
 
 
 def test_an_axis_longer_than_one_is_never_dropped() -> None:
-    assert ncnn._layouts((spec(2, 3, 8, 8),), [0]) == [((2, 3, 8, 8),)]
+    assert ncnn_export.layouts((spec(2, 3, 8, 8),), [0]) == [((2, 3, 8, 8),)]
 
 
 def test_five_axes_fit_only_without_the_batch() -> None:
-    assert ncnn._layouts((spec(1, 2, 3, 4, 5),), [0]) == [((2, 3, 4, 5),)]
-    assert ncnn._layouts((spec(2, 2, 3, 4, 5),), [0]) == []
+    assert ncnn_export.layouts((spec(1, 2, 3, 4, 5),), [0]) == [((2, 3, 4, 5),)]
+    assert ncnn_export.layouts((spec(2, 2, 3, 4, 5),), [0]) == []
 
 
 def test_a_tensor_without_axes_is_one_number() -> None:
-    assert ncnn._layouts((spec(),), [None]) == [((1,),)]
+    assert ncnn_export.layouts((spec(),), [None]) == [((1,),)]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,8 @@ def test_a_tensor_without_axes_is_one_number() -> None:
 )
 def test_only_an_embedding_reads_whole_numbers(lines: list[str], dtype: str) -> None:
     param = [line.split() for line in lines]
-    assert ncnn._dtype(spec(1, 4, dtype="int64"), "in0", param) == dtype
-    assert ncnn._dtype(spec(1, 4), "in0", param) == "float32"
+    assert ncnn_export.words(spec(1, 4, dtype="int64"), "in0", param) == dtype
+    assert ncnn_export.words(spec(1, 4), "in0", param) == "float32"
 
 
 def test_control_flow_is_named_before_any_work(tmp_path: Path) -> None:
@@ -77,11 +78,6 @@ def test_int8_needs_something_to_quantize() -> None:
     assert not engine.problems(model("Relu"), Precision.FP16)
 
 
-def test_six_axes_are_refused() -> None:
-    found = ncnn.Ncnn().problems(model("Conv", inputs=(spec(1, 2, 2, 2, 2, 2, name="deep"),)), Precision.FP32)
-    assert found[0].node == "deep" and "four axes" in found[0].message
-
-
 def test_smaller_precisions_start_from_fp32() -> None:
     engine = ncnn.Ncnn()
     assert engine.base(Precision.FP32) is None
@@ -90,7 +86,7 @@ def test_smaller_precisions_start_from_fp32() -> None:
 
 
 def parts(*layers: str) -> set[str]:
-    return set(ncnn._parts([line.split() for line in layers]))
+    return set(ncnn_export.parts([line.split() for line in layers]))
 
 
 def test_what_a_model_needs_of_ncnn_includes_the_activations_that_are_fused() -> None:
@@ -123,4 +119,4 @@ def test_winograd_is_for_3x3_convolutions_of_stride_1_that_mix_channels(layer: s
 def test_a_param_file_with_another_beginning_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.param").write_text("nonsense")
     with pytest.raises(VariantError, match="cannot be loaded by ncnn"):
-        ncnn._read_param(tmp_path / "x.param")
+        ncnn_export.read_param(tmp_path / "x.param")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -26,7 +26,7 @@ LAYERS = (
     layer("d", 0.05, 0.01),
     layer("e", 0, 0.3),
 )
-RULES = {"auto": 1.0, "mse": 1.0, "percentile": 1.0, "minmax": 1.0}
+RULES = {"auto": 1.0, "mse": 1.01, "percentile": 1.02, "minmax": 1.03}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def test_an_engine_that_knows_no_layer_by_name_is_not_tried_on_and_on() -> None:
             return frozenset()
 
     def make(int8: Int8Options) -> Try:
-        return Ignorant(int8, 1.0, 0.5)
+        return Ignorant(int8, RULES[int8.ranges], 0.5)
 
     found = repair.repair(make(DEFAULT_INT8), make, lambda _: LAYERS, 0.05)
 
@@ -169,6 +169,20 @@ def test_the_rule_that_auto_came_to_is_not_tried_again() -> None:
     repair.repair(make(DEFAULT_INT8), make, lambda _: LAYERS, 0.05)
 
     assert "mse" not in asked
+
+
+def test_where_ranges_change_nothing_they_are_tried_once() -> None:
+    engine = Engine(most=0.4, rules={"auto": 1.0, "mse": 1.0, "percentile": 1.0, "minmax": 1.0})
+    found = engine.repair(0.05)
+
+    assert [kept.layer for kept in found.kept] == ["a"]
+    assert sum(not asked.keep_float for asked in engine.asked) == 2
+
+
+def test_a_layer_with_most_of_the_weights_comes_after_one_with_as_much_noise_and_few() -> None:
+    heavy, light = replace(layer("heavy", 0.5, 0.01), weights=0.7), replace(layer("light", 0.4, 0.01), weights=0.01)
+
+    assert [x.layer for x in repair.candidates([heavy, light], 0.05)] == ["light", "heavy"]
 
 
 def test_a_few_loud_layers_among_many_are_found_in_few_tries() -> None:
