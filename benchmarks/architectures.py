@@ -75,7 +75,15 @@ def main() -> None:
         started = time.monotonic()
         work = scratch / "work" / name
         engines = [engine for engine in wanted if options.again or engine not in known]
-        found = examine(item, work, engines)
+        case = scratch / "cases" / name
+        if case.is_dir() and known.get("import") and set(engines) <= set(corpus.BARE):
+            found = {engine: bare(engine, case, work) for engine in engines}
+        else:
+            found = examine(item, work, engines)
+            case.parent.mkdir(exist_ok=True)
+            shutil.rmtree(case, ignore_errors=True)
+            if (work / "case").is_dir():
+                (work / "case").rename(case)
         line = {"name": name, "kind": item["kind"], **found, "seconds": round(time.monotonic() - started, 1)}
         with results.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
@@ -119,12 +127,17 @@ def examine(item: Mapping[str, Any], work: Path, engines: list[str]) -> dict[str
     for name in engines:
         try:
             if name in corpus.BARE:
-                results[name] = corpus.one_bare(work / "case", work / name.replace(" ", "_"), *corpus.BARE[name])
+                results[name] = bare(name, work / "case", work)
             else:
                 results[name] = one_engine(name, model, samples, reference, work / name)
         except Exception as error:
             results[name] = corpus.told(error)
     return results
+
+
+def bare(name: str, case: Path, work: Path) -> dict[str, str]:
+    """What a tool alone makes of the imported file."""
+    return corpus.one_bare(case, work / name.replace(" ", "_"), *corpus.BARE[name])
 
 
 def prepare(item: Mapping[str, Any], work: Path, facts: dict[str, Any]) -> tuple[Model, Path, Path]:

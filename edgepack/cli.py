@@ -66,6 +66,10 @@ def model_options(command: F) -> F:
                 help="Only this precision (repeatable).",
             ),
             click.option(
+                "--surface", type=click.Choice(["int8", "float"]), default="int8", show_default=True,
+                help="What INT8 files of tflite take and give. (onnxruntime's and ncnn's are float outside.)",
+            ),
+            click.option(
                 "--effort", type=click.Choice(["fast", "normal", "high"]), default="normal", show_default=True,
                 help="How much time INT8 may take to get closer to the source.",
             ),
@@ -349,6 +353,7 @@ def _plan(
     preprocess: Path | None,
     precisions: tuple[str, ...],
     effort: str,
+    surface: str,
     memory: int,
     data: tuple[str, ...],
     metric: str | None,
@@ -386,7 +391,7 @@ def _plan(
         samples=paths["samples"][0],
         preprocess=declared.preprocess,
         precisions=tuple(Precision(p) for p in precisions),
-        int8=Int8Options(effort=effort, memory_mb=memory),  # type: ignore[arg-type]
+        int8=Int8Options(effort=effort, surface=surface, memory_mb=memory),  # type: ignore[arg-type]
         gate=gate,
         sets=input_sets.declare(
             declared.input_sets, further, {kind: own for kind, (_, own) in paths.items()}, plugins.names("engines")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from edgepack import operators, steps, verify
 from edgepack.cache import Cache
-from edgepack.errors import ModelError, Unsupported, VariantError
+from edgepack.errors import ModelError, Unsupported, UsageError, VariantError
 from edgepack.interfaces import Engine
 from edgepack.plan import NEEDS_DATA, NEEDS_DATA_HINT, BuildPlan
 from edgepack.types import Model, Outcome, Precision, Problem, Variant
@@ -71,7 +71,7 @@ def check(plan: BuildPlan, cache: Cache, *, quick: bool = False) -> CheckResult:
     for of_set in sets:
         try:
             rows += _at(of_set, cache, steps.import_model(of_set, cache), quick).rows
-        except ModelError as error:
+        except (ModelError, UsageError) as error:
             reason = f"the model at the shapes of {of_set.input_set}: {error.id}: {error.message}"
             failed = Finding(effect="failed", node="", op="", reason=reason, hint=error.hint)
             rows += [Coverage(variant=variant, answer="no", findings=(failed,)) for variant in of_set.variants]
@@ -194,8 +194,9 @@ def _refused(outcome: Outcome) -> Coverage:
 def text(result: CheckResult) -> str:
     """The answers for people."""
     lines = []
+    width = max(len(str(row.variant)) for row in result.rows)
     for row in result.rows:
-        lines.append(f"{row.variant!s:<18} {row.answer}")
+        lines.append(f"{row.variant!s:<{width}} {row.answer}")
         for finding in row.findings:
             many = f" and {finding.count - 1} more" if finding.count > 1 else ""
             where = f"{finding.op} {finding.node!r}{many}: " if finding.op else ""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from edgepack import artifact, assembly, bundle, evaluation, log, settling, steps
 from edgepack.assembly import Ready
 from edgepack.cache import Cache, Entry
-from edgepack.errors import EdgepackError, ToolMissing, Unsupported, VariantError
+from edgepack.errors import CalibrationError, EdgepackError, ToolMissing, Unsupported, VariantError
 from edgepack.graph import Graph
 from edgepack.plan import BuildPlan
 from edgepack.settling import Dropped, Settled
@@ -151,7 +151,9 @@ class Line:
             raise error
         if isinstance(error, EdgepackError):
             reason = f"the model at the shapes of {variant.input_set}: {error.id}: {error.message}"
-            return Outcome(variant=variant, status=Status.FAILED, reason=reason, hint=error.hint, seconds=seconds)
+            own = f" Data for this set alone are --calib {variant.input_set}:PATH; --samples and --data likewise."
+            hint = error.hint + (own if isinstance(error, CalibrationError) else "")
+            return Outcome(variant=variant, status=Status.FAILED, reason=reason, hint=hint, seconds=seconds)
         log.warn("".join(traceback.format_exception(error)))
         return Outcome(
             variant=variant,

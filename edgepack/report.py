@@ -108,14 +108,14 @@ def _samples(count: int, synthetic: bool) -> str:
 
 
 def _sets(result: BuildResult) -> list[str]:
-    """What each input set is, and what it adds to the bundle: every variant has its own weights."""
+    """What each input set is, and what it adds to the bundle: every variant has files of its own."""
     whole = sum(outcome.size for outcome in result.outcomes if outcome.status is Status.BUILT)
     shapes = {
         each.name: ", ".join(f"{plain(s.name)} {list(s.shape)}" for s in each.inputs) for each in result.input_sets
     }
     return [
         f"input set {each.name}: {shapes[each.name]}; its variants are "
-        f"{_megabytes(_set_size(result, each.name))} of the {_megabytes(whole)} MB of all, with weights of their own; "
+        f"{_megabytes(_set_size(result, each.name))} of the {_megabytes(whole)} MB of all variants; "
         f"compared on {_samples(each.samples, each.synthetic)}."
         for each in result.input_sets
     ]

@@ -56,7 +56,7 @@ class Shipment:
     @property
     def samples(self) -> int:
         """How many golden samples a variant is tested on; as many for each input set."""
-        kept = {tuple(file.path.split("/")[:2]) for file in self.files if file.role == "golden"}
+        kept = {tuple(file.path.split("/")[:2]) for file in self.files if _is_golden(file.path)}
         return max(Counter(folder for folder, _ in kept).values(), default=0)
 
     def local(self, sha256: str) -> Path:
@@ -126,7 +126,7 @@ def _select(bundle: Bundle, variants: set[str]) -> dict[str, Any]:
         folder, _, rest = path.partition("/")
         if folder == "variants":
             return rest.split("/")[0] in variants
-        if folder.split("@")[0] == "golden":
+        if _is_golden(path):
             return folder in golden
         if folder == "bin":
             return path in harnesses
@@ -139,6 +139,10 @@ def _select(bundle: Bundle, variants: set[str]) -> dict[str, Any]:
     manifest["files"] = [item for item in bundle.manifest["files"] if wanted(item["path"])]
     manifest["selected_from"] = bundle.manifest["digest"]
     return {**manifest, "digest": sha256_text(canonical(manifest))}
+
+
+def _is_golden(path: str) -> bool:
+    return path.split("/")[0].split("@")[0] == "golden"
 
 
 def _stem(library: str) -> str:

@@ -118,13 +118,15 @@ class Int8Options:
 
     A layer is known by the name of its ONNX node's first output tensor, which is unique. `keep_float` are layers that
     stay in float, `wide` those whose activations get 16 bits where the engine has that (elsewhere they stay in
-    float). `ranges` is how activation ranges are chosen; "auto" is the engine's best.
+    float). `ranges` is how activation ranges are chosen; "auto" is the engine's best. `surface` is what inputs and
+    outputs are where the engine's format leaves the choice (a .tflite); ONNX Runtime's and ncnn's are float.
     """
 
     effort: Literal["fast", "normal", "high"] = "normal"
     ranges: Literal["auto", "minmax", "average", "percentile", "entropy", "mse"] = "auto"
     keep_float: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
+    surface: Literal["int8", "float"] = "int8"
     seed: int = 0
     memory_mb: int = 400
 

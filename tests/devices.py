@@ -18,7 +18,7 @@ from edgepack.bundle import Bundle, open_bundle
 from edgepack.device import DeviceSession
 from edgepack.errors import DeviceUnreachable
 from edgepack.transports.local import Local
-from edgepack.types import Completed, Device
+from edgepack.types import Completed, Device, set_of
 
 # What a harness does is the first word of its variant.txt. `run` copies its input: the model is the identity.
 HARNESS = r"""
@@ -45,6 +45,12 @@ int main(int n, char** v) {
     f = fopen(path, "wb");
     if (!f || fwrite(buffer, 1, size, f) != size || fclose(f)) return 1;
   } else {
+    const char* set = strchr(flag(n, v, "--variant"), '@');
+    const char* golden = strchr(flag(n, v, "--golden"), '@');
+    if (strcmp(set ? set : "", golden ? golden : "")) {
+      fprintf(stderr, "edgepack: %s are another input set's\n", flag(n, v, "--golden"));
+      return 1;
+    }
     int good = strcmp(word, "wrong") != 0;
     printf("{\"type\":\"golden\",\"index\":0,\"output\":0,\"status\":\"%s\",\"cosine\":%s,\"sqnr_db\":3}\n",
            good ? "ok" : "failed", good ? "1" : "0.25");
@@ -75,12 +81,18 @@ def make_bundle(
     files: Mapping[str, bytes] | None = None,
     target: str = "host",
 ) -> Bundle:
-    """A bundle whose variants hold `version` as their weights; every other file is the same in each version."""
+    """A bundle whose variants hold `version` as their weights; every other file is the same in each version.
+
+    A variant such as null-fp32@wide is of an input set: the first one takes 5 values, the next one 6; without it is 4.
+    """
     with bundles.replacing(folder) as scratch:
         (scratch / "bin").mkdir()
         shutil.copyfile(harness, scratch / "bin" / "edgepack-null")
-        (scratch / "golden" / "0").mkdir(parents=True)
-        np.save(scratch / "golden" / "0" / "in_0.npy", np.zeros(4, np.float32))
+        sets = sorted({set_of(variant) for variant in variants} - {""})
+        for size, input_set in enumerate(["", *sets], 4):
+            golden = scratch / bundles.golden_of(input_set) / "0"
+            golden.mkdir(parents=True)
+            np.save(golden / "in_0.npy", np.zeros(size, np.float32))
         for variant in variants:
             (scratch / "variants" / variant).mkdir(parents=True)
             (scratch / "variants" / variant / "variant.txt").write_text(f"{does}\n")
@@ -89,14 +101,26 @@ def make_bundle(
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             (scratch / path).write_bytes(content)
         profile = config.load_target(target)
+        shapes = {name: {"dtype": "float32", "shape": [size]} for size, name in enumerate(sets, 5)}
         spec = {"name": "x", "dtype": "float32", "shape": [4]}
         facts = {
             "name": name,
             "target": {**asdict(profile), "bounds": {str(k): asdict(v) for k, v in profile.bounds.items()}},
             "inputs": [spec],
             "outputs": [{**spec, "name": "y"}],
+            "input_sets": [
+                {"name": name, "inputs": [{"name": "x", **how}], "outputs": [{"name": "y", **how}]}
+                for name, how in shapes.items()
+            ],
             "variants": [
-                {"name": v, "engine": "null", "precision": "fp32", "harness": "bin/edgepack-null"} for v in variants
+                {
+                    "name": v,
+                    "engine": "null",
+                    "precision": "fp32",
+                    "input_set": set_of(v),
+                    "harness": "bin/edgepack-null",
+                }
+                for v in variants
             ],
         }
         bundles.write_manifest(scratch, facts)

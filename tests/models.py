@@ -98,3 +98,50 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as stream:
                 np.lib.format.write_array(stream, array)
+
+
+def typed(path: Path, *, batch: int = 1) -> Path:
+    """Inputs and outputs of every kind and a state: a, scale (one value), n, m, flag, half, state -> y, states, ...
+
+    y = (a * scale + n + m + flag + half) W + b, states = state / 2 + 1, next = m + 1, off = not flag and
+    twice = half + half. a, n, m, flag and half are batch x 8.
+    """
+    random = np.random.default_rng(5)
+    weights = [("w", random.standard_normal((4, 8))), ("b", random.standard_normal(4)), ("two", 2.0), ("one", 1.0)]
+    nodes = [helper.make_node("Mul", ["a", "scale"], ["s0"])]
+    for index, name in enumerate(("n", "m", "flag", "half")):
+        nodes.append(helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Add", [f"s{index}", f"{name}_float"], [f"s{index + 1}"]))
+    nodes += [
+        helper.make_node("Gemm", ["s4", "w", "b"], ["y"], transB=1),
+        helper.make_node("Div", ["state", "two"], ["halved"]),
+        helper.make_node("Add", ["halved", "one"], ["states"]),
+        helper.make_node("Add", ["m", "step"], ["next"]),
+        helper.make_node("Not", ["flag"], ["off"]),
+        helper.make_node("Add", ["half", "half"], ["twice"]),
+    ]
+    kinds = {"n": TensorProto.INT32, "m": TensorProto.INT64, "flag": TensorProto.BOOL, "half": TensorProto.FLOAT16}
+    graph = helper.make_graph(
+        nodes,
+        "typed",
+        [
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, [batch, 8]),
+            helper.make_tensor_value_info("scale", TensorProto.FLOAT, []),
+            *(helper.make_tensor_value_info(name, kind, [batch, 8]) for name, kind in kinds.items()),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [2, batch, 4]),
+        ],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 4]),
+            helper.make_tensor_value_info("states", TensorProto.FLOAT, [2, batch, 4]),
+            helper.make_tensor_value_info("next", TensorProto.INT64, [batch, 8]),
+            helper.make_tensor_value_info("off", TensorProto.BOOL, [batch, 8]),
+            helper.make_tensor_value_info("twice", TensorProto.FLOAT16, [batch, 8]),
+        ],
+        [
+            *(numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in weights),
+            numpy_helper.from_array(np.asarray(1, np.int64), "step"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path

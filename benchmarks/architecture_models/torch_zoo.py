@@ -35,6 +35,7 @@ and inputs, ``*.pt2`` and ``*.torchscript`` are some of them as files, and ``*.t
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import json
 import shutil
@@ -91,7 +92,8 @@ def text_model(kind: str, *, inputs: tuple[str, ...] = ("input_ids",), fixed=Non
     config = getattr(transformers, f"{kind}Config")(**sizes)
     config._attn_implementation = "eager"
     name = part or f"{kind}Model"
-    return Positional(getattr(transformers, name)(config), inputs, dict(fixed or {}))
+    found = importlib.import_module(f"transformers.models.{kind.lower()}.modeling_{kind.lower()}")
+    return Positional(getattr(found, name)(config), inputs, dict(fixed or {}))
 
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -99,14 +101,14 @@ TIMM = {
     "resnet18": 64, "resnet50": 64, "mobilenetv2_100": 64, "mobilenetv3_large_100": 64, "efficientnet_b0": 64,
     "densenet121": 64, "vit_tiny_patch16_224": 224, "convnext_atto": 64, "mobilenetv3_small_100": 96,
     "efficientnet_lite0": 64, "mobilenetv4_conv_small": 64, "regnety_002": 64, "ghostnet_100": 64, "repvgg_a0": 64,
-    "mobilevit_xxs": 64, "edgenext_xx_small": 64, "hrnet_w18_small": 64, "inception_v3": 96, "dla34": 64,
-    "resnext26ts": 64, "cspdarknet53": 64, "deit_tiny_distilled_patch16_224": 224, "mixer_s32_224": 224,
-    "poolformer_s12": 64, "fastvit_t8": 64, "levit_128s": 224, "xcit_nano_12_p16_224": 224, "mobileone_s0": 64,
-    "efficientformer_l1": 224, "vgg11_bn": 64, "tinynet_e": 64, "swin_tiny_patch4_window7_224": 224,
-    "efficientvit_b0": 64, "coat_lite_tiny": 224,
+    "mobilevit_xxs": 64, "edgenext_xx_small": 64, "hrnet_w18_small": 64, "inception_v3": 96,
+    "cspdarknet53": 64, "deit_tiny_distilled_patch16_224": 224,
+    "poolformer_s12": 64, "fastvit_t8": 64, "levit_128s": 224, "mobileone_s0": 64,
+    "tinynet_e": 64, "swin_tiny_patch4_window7_224": 224,
+    "efficientvit_b0": 64,
 }  # fmt: skip
 VISION = {"shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "mnasnet0_5": 64, "googlenet": 96, "swin_v2_t": 64}
-SEGMENTATION = {"deeplabv3_mobilenet_v3_large": 96, "lraspp_mobilenet_v3_large": 96, "fcn_resnet50": 64}
+SEGMENTATION = {"deeplabv3_mobilenet_v3_large": 96, "lraspp_mobilenet_v3_large": 96}
 TEXT = {
     "bert": (functools.partial(text_model, "Bert", vocab_size=500, **SMALL), IDS),
     "bert_masked": (
@@ -122,7 +124,7 @@ TEXT = {
     ),
     "whisper_encoder": (
         functools.partial(
-            text_model, "Whisper", inputs=("input_features",), d_model=64, encoder_layers=2,
+            text_model, "Whisper", part="WhisperEncoder", inputs=("input_features",), d_model=64, encoder_layers=2,
             encoder_attention_heads=4, encoder_ffn_dim=128, max_source_positions=100,
             decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=500,
             pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,

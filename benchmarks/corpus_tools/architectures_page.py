@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def write(path: Path, results: dict[str, dict[str, Any]]) -> None:
 
 
 def status(item: dict[str, Any], column: str) -> str:
-    if column not in item and item["import"]["status"] != "right":
+    if column not in (*item, *BARE) and item["import"]["status"] != "right":
         return str(item["import"]["status"])
     return str(item.get(column, {}).get("status", ""))
 
@@ -85,4 +86,6 @@ def share(part: int, whole: int) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")[:260]
+    text = re.sub(r"^The converter \w+ failed: ", "", " ".join(text.split()).replace("|", "/"))
+    text = re.sub(r"(/[\w.+-]+){2,}", "FILE", text)
+    return text if len(text) < 260 else text[:257] + "..."

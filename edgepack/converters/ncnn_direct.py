@@ -7,14 +7,19 @@ from expand import EXPANDED, expanded, folded, with_plain_constants
 from ncnn_forms import constants_as_initializers
 from ncnn_writer import Node, Refused, Writer, natural
 from onnx_graph import Graph
+from write_convolutions import OPERATORS as CONVOLUTIONS
 from write_elementwise import OPERATORS as ELEMENTWISE
+from write_lookups import OPERATORS as LOOKUPS
 from write_moves import OPERATORS as MOVES
+from write_pooling import OPERATORS as POOLING
 from write_products import OPERATORS as PRODUCTS
 from write_recurrent import OPERATORS as RECURRENT
 from write_reductions import OPERATORS as REDUCTIONS
-from write_spatial import OPERATORS as SPATIAL
+from write_sampling import OPERATORS as SAMPLING
 
-OPERATORS = {**ELEMENTWISE, **MOVES, **PRODUCTS, **RECURRENT, **REDUCTIONS, **SPATIAL}
+FAMILIES = (CONVOLUTIONS, ELEMENTWISE, LOOKUPS, MOVES, POOLING, PRODUCTS, RECURRENT, REDUCTIONS, SAMPLING)
+OPERATORS = {name: form for family in FAMILIES for name, form in family.items()}
+KEEPING = ("GroupNormalization",)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Written:
 def write(model: onnx.ModelProto) -> Written:
     """ncnn's files for a model. Raises `SystemExit` naming the node that has no form."""
     model = expanded(with_plain_constants(model), tuple(name for name in EXPANDED if name not in OPERATORS))
-    model = folded(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    model = folded(shaped(model))
     graph = Graph(model)
     constants_as_initializers(graph)
     writer = Writer(graph)
@@ -50,10 +55,32 @@ def write(model: onnx.ModelProto) -> Written:
                 raise Refused("no layers of ncnn do that")
             form(writer, node)
         except Refused as reason:
-            name = proto.name or (proto.output[0] if proto.output else "")
+            name = proto.name or next(filter(None, proto.output), "")
             raise SystemExit(f"ncnn has no form of {proto.op_type} ({name[:80]!r}): {reason}") from reason
     try:
         param, weights = writer.finish(inputs, [value.name for value in model.graph.output])
     except Refused as reason:
         raise SystemExit(f"ncnn has no form of this model: {reason}") from reason
     return Written(param, weights, [blob.shape for blob in inputs])
+
+
+def shaped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes of all tensors that can be known; onnx infers none for what keeps its input's."""
+    while True:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        graph = model.graph
+        values = (*graph.input, *graph.value_info, *graph.output)
+        known = {v.name: v.type for v in values if v.type.tensor_type.HasField("shape")}
+        fresh = [
+            onnx.ValueInfoProto(name=node.output[0], type=known[node.input[0]])
+            for node in graph.node
+            if node.op_type in KEEPING and node.input[0] in known and node.output[0] not in known
+        ]
+        if not fresh:
+            return model
+        surface = {value.name: value for value in graph.output}
+        for value in fresh:
+            if value.name in surface:
+                surface[value.name].type.CopyFrom(value.type)
+            else:
+                graph.value_info.append(value)

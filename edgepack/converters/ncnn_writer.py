@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from ncnn_files import ARRAY, Layer, raw, tagged, write_param
+from ncnn_fuse import fused
 from onnx_graph import Graph, attribute
 
 Shape = tuple[int, ...]
@@ -206,6 +207,7 @@ class Writer:
             held = self.blob(name)
             self.layers.append(Layer("Noop", f"out{index}", [held.name], [f"out{index}"], {}))
         self._shorten(len(outputs), {blob.name for blob in inputs})
+        self.layers = fused(self.layers)
         names = {blob.name: f"in{index}" for index, blob in enumerate(inputs)}
         for layer in self.layers:
             layer.bottoms = [names.get(name, name) for name in layer.bottoms]

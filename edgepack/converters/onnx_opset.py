@@ -16,7 +16,7 @@ ENOUGH = 13  # per-channel quantization and axes-as-inputs begin here; newer tha
 RESIZE_CHOOSES = 11  # how it counts and rounds
 LIFTED = 17  # what every engine's converter reads
 # Operators whose words changed with the types and attributes that they take since opset 26, and nothing else.
-WIDENED = {"BitShift", "Mod", "Range", "SpaceToDepth"}
+WIDENED = {"BitShift", "DequantizeLinear", "Mod", "QuantizeLinear", "Range", "SpaceToDepth"}
 INTEGERS = {getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 NEWEST = 26  # onnxruntime 1.31.1 (checked by a test); opsets it doesn't know it runs by chance or not at all
 

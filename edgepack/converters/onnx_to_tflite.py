@@ -7,20 +7,27 @@
 Request: ``model`` (ONNX file, fixed shapes). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` (in the
 source's order) hold each tensor's engine name, dtype, shape and ``perm``: engine = transpose(source, perm).
 ``layers``: the names that nodes and their first outputs have in the file -> the first outputs' names in the source.
+Of a quantized model (QDQ) the float model inside is converted; ``scales`` are then its scales by the names in the file
+(`qdq_pairs`).
 
 onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known habits, and what is done:
 - it rewrites its input file: it gets a copy;
 - its onnxsim step breaks some models, its renaming rewrites the file: both are off (``-nuo -nuonag``);
 - it stumbles over unusual names: every tensor and node of the copy is renamed;
-- it makes a custom operator of a convolution whose weights are computed: ConstantOfShape is folded first;
+- it makes a custom operator of a convolution whose weights are computed, or are a Constant: the first are folded
+  where they are a ConstantOfShape, the second become initializers;
 - a shape that it can't infer makes it guard against empty batches, with code that LiteRT refuses: every shape is
   inferred first;
+- it has no form for groups in a convolution over one axis: that gets a second axis of one;
 - it makes BATCH_MATMUL of a MatMul with constant weights, which LiteRT can't run in INT8 (it gives zeros) nor
   pack ahead: such a MatMul becomes a Gemm, and that FULLY_CONNECTED;
+- it makes RELU_0_TO_1 of HardSigmoid, which XNNPACK doesn't have: RELU6 does the same;
 - it writes Where with unlike shapes as arithmetic, which lets NaN and infinities through: they become alike;
 - it may move channels last, by rules of its own: inputs are told to keep their shape (``-kat``, a Transpose goes
   inside where it needs one), and outputs are compared with ONNX Runtime's to see what was done;
 - it makes custom operators of what it doesn't know: those that ONNX defines by others are written out (`expand`);
+- its recurrent layers become operators that remember the last run: they are written out, and a file whose second answer
+  to the same question differs is refused;
 - it may exit 0 with a file that nothing loads: the file is loaded and run here.
 """
 
@@ -35,14 +42,15 @@ import onnx
 import onnx2tf
 import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
-from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
-from tflite_forms import elu_of_one, same_shapes_for_where
+from float_of_qdq import without_pairs
+from qdq_pairs import found_again, pairs_of
+from tflite_forms import with_forms, with_weights
+from unrolled import unrolled
 
 IR_VERSION = 10  # the newest that every pinned package here reads
-FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
 NEAR = 1e-3  # of the outputs' own size: less than this from ONNX Runtime's is right
 
 
@@ -80,16 +88,15 @@ def main() -> None:
 
 
 def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
-    """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``distance``."""
-    model = with_plain_constants(expanded(model) if attempt.expand else model)
-    layers = rename(model)
-    fold_filled_constants(model.graph)
+    """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``scales``, ``distance``."""
+    sources = {name for node in model.graph.node for name in node.output}
+    pairs = pairs_of(model)
+    without_pairs(model, "LiteRT", upper=False)
+    model = with_weights(unrolled(with_plain_constants(expanded(model) if attempt.expand else model)))
+    layers, names = rename(model)
+    layers = {name: source for name, source in layers.items() if source in sources}
     model.ir_version = min(model.ir_version, IR_VERSION)
-    model = with_shapes(model)
-    flatten_products(model.graph)
-    elu_of_one(model.graph)
-    same_shapes_for_where(model.graph)
-    model = with_shapes(model)
+    model = with_forms(model)
     copy = folder / "model.onnx"
     onnx.save(model, copy)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -99,15 +106,9 @@ def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
         given = folder / "given.onnx"
         onnx.save(model, given)
     made = convert(given, [value.name for value in inputs], folder / "made", simplify=attempt.simplify)
-    described = describe(copy, made, inputs, [value.name for value in model.graph.output])
-    return {**described, "file": made, "layers": layers}
-
-
-def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # onnx2tf says better why
-        return model
+    facts = describe(copy, made, inputs, [value.name for value in model.graph.output])
+    scales = found_again(pairs, names, copy, made) if pairs.activations or pairs.weights else None
+    return {**facts, "file": made, "layers": layers, "scales": scales}
 
 
 def convert(source: Path, inputs: list[str], folder: Path, *, simplify: bool) -> Path:
@@ -128,10 +129,11 @@ def convert(source: Path, inputs: list[str], folder: Path, *, simplify: bool) ->
     return made
 
 
-def rename(model: onnx.ModelProto) -> dict[str, str]:
+def rename(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
     """Names that no tool stumbles over: inputs i0, i1..., outputs o0, o1..., the rest t0, t1...
 
-    The new names of nodes and of their first outputs -> the first outputs' names before.
+    The new names of nodes and of their first outputs -> the first outputs' names before; and every tensor's old name ->
+    its new one.
     """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -153,7 +155,7 @@ def rename(model: onnx.ModelProto) -> dict[str, str]:
     for old, new in finals:
         graph.node.append(onnx.helper.make_node("Identity", [names[old]], [new], name=f"n_{new}"))
     model.metadata_props.clear()
-    return layers
+    return layers, names
 
 
 def rename_graph(graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -172,66 +174,6 @@ def rename_graph(graph: onnx.GraphProto, names: dict[str, str]) -> None:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
                 rename_graph(inner, names)
-
-
-def fold_filled_constants(graph: onnx.GraphProto) -> None:
-    """Turn ConstantOfShape with a known shape into an initializer."""
-    known = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                known[node.output[0]] = attribute.t
-    rest = []
-    for node in graph.node:
-        shape = known.get(node.input[0]) if node.op_type == "ConstantOfShape" else None
-        if shape is None:
-            rest.append(node)
-            continue
-        value = next((numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
-        dims = [int(d) for d in numpy_helper.to_array(shape)]
-        if np.prod(dims) * value.itemsize > FOLDED:
-            rest.append(node)
-            continue
-        filled = np.full(dims, value.reshape(-1)[0], value.dtype)
-        graph.initializer.append(numpy_helper.from_array(filled, node.output[0]))
-    del graph.node[:]
-    graph.node.extend(rest)
-
-
-def flatten_products(graph: onnx.GraphProto) -> None:
-    """Turn MatMul with constant weights into Gemm, with a Reshape around it for more than two axes."""
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    weights |= {
-        node.output[0]: list(attribute.t.dims)
-        for node in graph.node
-        for attribute in node.attribute
-        if node.op_type == "Constant" and attribute.name == "value"
-    }
-    nodes = []
-    for node in graph.node:
-        left, right = (
-            (shapes.get(node.input[0], []), weights.get(node.input[1])) if node.op_type == "MatMul" else ([], None)
-        )
-        if right is None or len(right) != 2 or len(left) < 2 or 0 in left:
-            nodes.append(node)
-            continue
-        source, target = node.input[0], node.output[0]
-        if len(left) > 2:
-            for name, dims in (("in", [-1, right[0]]), ("out", [*left[:-1], right[1]])):
-                graph.initializer.append(numpy_helper.from_array(np.array(dims, np.int64), f"{target}_{name}_shape"))
-            nodes.append(onnx.helper.make_node("Reshape", [source, f"{target}_in_shape"], [f"{target}_in"]))
-            source, target = f"{target}_in", f"{target}_flat"
-        nodes.append(onnx.helper.make_node("Gemm", [source, node.input[1]], [target], name=node.name))
-        if len(left) > 2:
-            nodes.append(onnx.helper.make_node("Reshape", [target, f"{node.output[0]}_out_shape"], [node.output[0]]))
-    for index, node in enumerate(nodes):
-        node.name = node.name or f"g{index}"
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def describe(source: Path, made: Path, inputs: list, outputs: list[str]) -> dict[str, Any]:
@@ -266,8 +208,13 @@ def described(source: Path, made: Path, feed: dict[str, np.ndarray], outputs: li
         )
     try:
         interpreter.invoke()
+        first = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+        interpreter.invoke()
     except Exception as error:
         raise SystemExit(f"what onnx2tf wrote cannot be run by LiteRT: {one_line(error)}") from error
+    for detail, value in zip(interpreter.get_output_details(), first, strict=True):
+        if not np.array_equal(value, interpreter.get_tensor(detail["index"]), equal_nan=value.dtype.kind == "f"):
+            raise SystemExit("what onnx2tf wrote remembers its last run: it answers the same input differently")
     try:
         wanted = computed(source, feed, outputs)
     except Exception as error:

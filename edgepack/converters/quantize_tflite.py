@@ -20,9 +20,10 @@
 
 Request: ``model`` (the float32 file), ``precision``: ``int8`` (weights and activations; ranges from ``samples``, a
 tensor folder in the file's own layout, with ``inputs``, the tensor names in its order, ``int8``, the fields of
-Int8Options, and ``layers``: names in the file -> first outputs of the source's nodes) or ``fp16`` (weights stored as
-float16 and widened at run time, float32 at the surface). Writes ``model.tflite``; the result's ``inputs`` and
-``outputs`` tell, for each name of the float file, the name, dtype, scale and zero point in the new one.
+Int8Options, ``layers``: names in the file -> first outputs of the source's nodes, and ``scales``: those that a
+quantized source brings, see `qdq_pairs`) or ``fp16`` (weights stored as float16 and widened at run time, float32 at the
+surface). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` tell, for each name of the float file, the
+name, dtype, scale and zero point in the new one.
 
 The tool's own calibration smooths minimum and maximum over the samples, which cuts what few samples have. Ranges are
 gathered and chosen here as in quantize_onnx.py, and as there, what rounding the weights does to the mean of each
@@ -34,6 +35,9 @@ normalisations and squeeze-and-excite need) and ``dynamic`` (int8 weights, activ
 effort ``fast`` takes the first recipe that works and the first rule for ranges; ``high`` tries the first two always,
 and weights that are rounded for the least error of sums (`tflite_rounding`).
 
+A source's own scales are kept (`tflite_scales`): of tensors without one the range is measured, layers whose weights
+have none stay in float, and no bias is corrected.
+
 16-bit activations run on LiteRT's reference kernels only (PP-OCR cls takes 17 times as long as in float): layers
 that are to be `wide` stay in float.
 """
@@ -42,6 +46,7 @@ import dataclasses
 import json
 import re
 import sys
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +66,7 @@ from tflite_fp16 import fp16
 from tflite_reading import readable
 from tflite_rounding import optimise
 from tflite_running import beside_xnnpack, calibrate, feeds, load, one_line, signal_to_noise, signature
+from tflite_scales import Fixed, exactly, given_weights, kept, with_given
 from tflite_weights import Chosen, Layer, correct, weighted
 from tflite_writing import compact
 
@@ -78,10 +84,9 @@ MOVING = (
     "STRIDED_SLICE", "TRANSPOSE", "UNPACK",
 )  # fmt: skip
 TABLES = ("GATHER",)  # embedding tables
-# Not quantized by any recipe: divisions, roots and differences, whose results need more than 256 steps.
-COMPUTING = (
-    "ADD", "BATCH_MATMUL", "GELU", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MEAN", "MUL", "SOFTMAX", "TANH",
-)  # fmt: skip
+# Not quantized by any recipe: divisions, roots and differences, whose results need more than 256 steps, and SOFTMAX,
+# which XNNPACK has in float only.
+COMPUTING = ("ADD", "BATCH_MATMUL", "GELU", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MEAN", "MUL", "TANH")
 
 
 def main() -> None:
@@ -135,11 +140,13 @@ def int8(request: dict, facts: dict) -> bytes:
     uniform_quantize_tensor.uniform_quantize = of_any_rank(uniform_quantize_tensor.uniform_quantize)
     options = request["int8"]
     rules = RANGES if options["ranges"] == "auto" else (options["ranges"],)
-    scopes, kept = floating(request, {*options["keep_float"], *options["wide"]})
+    scopes, found = floating(request, {*options["keep_float"], *options["wide"]})
     layers = weighted(request["model"])
     histograms, wanted = calibrate(request)
-    facts.update(kept_float=kept, rounding="nearest")
-    tried = recipes(scopes)
+    facts.update(kept_float=found, rounding="nearest")
+    if request.get("scales"):
+        return with_own_scales(request, scopes, layers, histograms, wanted, facts)
+    tried = recipes(scopes, options["surface"])
     if options["effort"] == "fast":
         return first(request, tried, rules[0], histograms, layers, facts)
     # Where layers stay in float, a gate was missed that is higher than what is good for most.
@@ -157,6 +164,51 @@ def int8(request: dict, facts: dict) -> bytes:
                 facts["rounding"] = "compensated"
     facts.update(sqnr_db=round(best.ratio, 2), recipe=best.recipe, ranges=best.rule)
     return best.data
+
+
+def with_own_scales(
+    request: dict,
+    scopes: list[str],
+    layers: dict[bytes, Layer],
+    histograms: dict[str, Seen],
+    wanted: list[list[np.ndarray]],
+    facts: dict,
+) -> bytes:
+    """The file with the scales that the source brings; only what has none is chosen here."""
+    scales = request["scales"]
+    chosen = given_weights(layers, scales["weights"])
+    known = with_given(histograms, scales["activations"])
+    in_float = [*scopes, *scopes_of(request, layers.keys() - chosen.keys())]
+    in_integers = recipes(in_float, request["int8"]["surface"])
+    del in_integers["dynamic"]
+    best: Try | None = None
+    for name, recipe in in_integers.items():
+        for _, data in candidates(request, recipe, ("minmax",), known, layers, chosen):
+            try:
+                ratio = signal_to_noise(data, request, wanted)
+            except RuntimeError:
+                break
+            if best is None or ratio > best.ratio + CLEARLY["recipe"]:
+                best = Try(ratio, name, None, data)
+    if best is None:
+        raise ValueError("no recipe fits its operators")
+    same, other = kept(best.data, scales["activations"])
+    facts.update(
+        sqnr_db=round(best.ratio, 2), recipe=best.recipe, ranges="given", own_scales=same, other_scales=other,
+        asymmetric=scales["asymmetric"],
+    )  # fmt: skip
+    return best.data
+
+
+def scopes_of(request: dict, weights: Collection[bytes]) -> list[str]:
+    """Patterns of the operators that read these weights."""
+    flat = tfl_flatbuffer_utils.read_model(request["model"])
+    return [
+        "^" + re.escape(tfl_flatbuffer_utils.get_tensor_name(graph.tensors[operator.outputs[0]])) + ";"
+        for graph in flat.subgraphs
+        for operator in graph.operators
+        if len(operator.inputs) > 1 and graph.tensors[operator.inputs[1]].name in weights
+    ]
 
 
 def first(
@@ -233,11 +285,14 @@ def floating(request: dict, names: set[str]) -> tuple[list[str], list[str]]:
     return patterns, sorted(found)
 
 
-def recipes(floating: list[str]) -> dict[str, list]:
-    """What to quantize and how, in the tool's terms; operators of the patterns `floating` are left alone."""
+def recipes(floating: list[str], surface: str) -> dict[str, list]:
+    """What to quantize and how, in the tool's terms; operators of the patterns `floating` are left alone.
+
+    Inputs and outputs are integers in `full`, where `surface` says so.
+    """
     full, lean, dynamic = (recipe_manager.RecipeManager() for _ in range(3))
     for operator in TFLOperationName:
-        if operator.value in (*SURFACE, *WEIGHTED, *MOVING, *COMPUTING):
+        if operator.value in (*WEIGHTED, *MOVING, *COMPUTING) or (surface == "int8" and operator.value in SURFACE):
             full.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
         if operator.value in (*WEIGHTED, *MOVING):
             lean.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
@@ -260,7 +315,7 @@ def candidates(
     request: dict,
     recipe: list,
     rules: tuple[str, ...],
-    histograms: dict[str, Seen],
+    histograms: Mapping[str, Seen | Fixed],
     layers: dict[bytes, Layer],
     chosen: Chosen,
 ):
@@ -279,7 +334,8 @@ def candidates(
             result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         except (RuntimeError, ValueError):  # an operator that can't be quantized; the next recipe leaves it alone
             return
-        yield rule, bytes(correct(bytearray(result.quantized_model), layers, histograms, chosen))
+        data = exactly(bytearray(result.quantized_model), histograms)
+        yield rule, bytes(correct(data, layers, histograms, chosen))
 
 
 def of_any_rank(uniform_quantize):

@@ -10,7 +10,7 @@
 #     "flatbuffers==25.12.19",
 # ]
 # ///
-"""Simplify an ONNX file with onnxsim: fold what is constant and merge what can be merged.
+"""Simplify an ONNX file with onnxsim: fold what is constant, merge what can be merged, write out short loops.
 
 Request: ``model`` (ONNX file, fixed shapes). Writes ``model.onnx`` in one file. Weights above a megabyte stay out of
 onnxsim's sight (`large_weights`): it makes five copies of what it gets. Whether the result is right is
@@ -28,6 +28,7 @@ import onnxsim
 sys.path.insert(0, str(Path(__file__).parent))
 import onnx_file
 from large_weights import Weights, from_inputs
+from unroll import unrolled
 
 OLDEST_OPSET = 13  # onnxsim 0.8.1 writes Constant nodes that older opsets refuse
 GROWTH = 1.1  # a file that grows by more than this is not simpler: constants were unrolled
@@ -46,6 +47,10 @@ def main() -> None:
     simplified = simplify(model)
     if simplified.ByteSize() - small > (GROWTH - 1) * size:
         simplified = simplify(model, tensor_size_threshold=SMALL)
+    if (longer := unrolled(simplified)) is not None:
+        longer = simplify(longer)
+        if longer.ByteSize() - small <= (GROWTH - 1) * size:
+            simplified = longer
     from_inputs(simplified, large)
     onnx_file.write(simplified, source.parent, out / "model.onnx")
     result = {"nodes_before": before, "nodes_after": len(simplified.graph.node), "onnxsim": onnxsim.__version__}

@@ -12,8 +12,9 @@
 """Write a .tflite without hidden state and without sparse weights: what a file keeps in variables between two runs
 becomes an input and an output, and packed weights are unpacked. What comes out is run beside the source.
 
-Request: ``source``, ``name`` (what to call it in messages). Writes ``model.tflite``. The result holds ``notes``, and
-``states`` (a list of input, output and start: the value that all of it has in the beginning), or ``error``.
+Request: ``source``, ``name`` (what to call it in messages), ``tell`` (whether notes are wanted). Writes
+``model.tflite``. The result holds ``notes``, and ``states`` (a list of input, output and start: the value that all of
+it has in the beginning), or ``error``.
 """
 
 import json
@@ -45,17 +46,17 @@ def main() -> None:
         model.signatureDefs = []  # of the surface as it was
         (out / "model.tflite").write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
         check(request, out / "model.tflite", states)
-        result = {"states": states, "notes": [said(state) for state in states]}
+        result = {"states": states, "notes": said(states) if request["tell"] else []}
     except Refused as error:
         result = {"error": error.entry}
     (out / "result.json").write_text(json.dumps(result))
 
 
-def said(state: dict) -> str:
-    return (
-        f"What the file hid in the variable {state['input']!r} is an input now, and the output {state['output']!r}: "
-        f"give that back as the input at the next run, and all {state['start']:g} at the first."
-    )
+def said(states: list[dict]) -> list[str]:
+    """What the user must know about the new surface."""
+    listed = ", ".join(f"{s['input']!r} (at first all {s['start']:g}) and {s['output']!r}" for s in states)
+    what = "What the file hid in variables is at its surface now"
+    return [f"{what}: {listed}. Give each output back as its input at the next run."] if states else []
 
 
 # ---- Variables
@@ -122,11 +123,9 @@ def start_values(model: schema.ModelT, graph: schema.SubGraphT, name: str) -> di
         data = None if tensor is None else model.buffers[tensor.buffer].data
         if data is None or tensor.type not in NUMBERS:
             raise hidden(name, "and computes how that begins")
-        values = np.asarray(data, np.uint8).view(NUMBERS[tensor.type])
+        variable, values = handles.get(operator.inputs[0]), np.asarray(data, np.uint8).view(NUMBERS[tensor.type])
         if not values.size or (values != values[0]).any():
-            raise hidden(
-                name, f"in the variable {handles[operator.inputs[0]]!r}, which begins with more than one value"
-            )
+            raise hidden(name, f"in the variable {variable!r}, which begins with more than one value")
         starts[variable] = float(values[0])
     return starts
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from activations import Seen
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer.qtyping import BuiltinOperator, TensorType
 
@@ -79,7 +79,7 @@ def stored(flat, tensor, dtype: type) -> np.ndarray:
     return buffer.DataAsNumpy().view(dtype)
 
 
-def correct(data: bytearray, layers: dict[bytes, Layer], seen: dict[str, Seen], chosen: Chosen) -> bytearray:
+def correct(data: bytearray, layers: dict[bytes, Layer], seen: Mapping, chosen: Chosen) -> bytearray:
     """Take what rounding the weights adds to the output on average out of each bias of the file, in place.
 
     Where integers and scales of weights were `chosen`, they are written first.

@@ -1,19 +1,18 @@
-"""ncnn layers for ONNX operators that move numbers about: shapes, transposes, cuts, joins, lookups."""
+"""ncnn layers for ONNX operators that move numbers about: shapes, transposes, cuts, joins, repetitions."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
-from ncnn_writer import Blob, Node, Refused, Shape, Writer, along, weight
-from write_elementwise import ABS, MUL, RSUB, SIGN, SUB, expand, negated
+from ncnn_writer import Blob, Node, Refused, Shape, Writer, along
+from write_elementwise import MUL, expand
 
 # Permute's order types for four axes: which axis of the input becomes w, h, d, c.
 _ORDERS = (
     "WHDC HWDC WDHC DWHC HDWC DHWC WHCD HWCD WCHD CWHD HCWD CHWD WDCH DWCH WCDH CWDH DCWH CDWH HDCW DHCW HCDW CHDW "
     "DCHW CDHW"
 ).split()
-_LARGEST_LOOKUP = 1 << 24  # entries of a one-hot matrix
 
 
 def reshape(w: Writer, node: Node) -> None:
@@ -273,143 +272,6 @@ def space_to_depth(w: Writer, node: Node) -> None:
     w.give(node.output, transposed(w, w.blob(node.input(0)), shape, (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4)))
 
 
-# Lookups ---------------------------------------------------------------------------------------------------------
-
-
-def gather(w: Writer, node: Node) -> None:
-    """Rows of a table of weights, pieces of an axis, or (computed places) a product with rows of zeros and a one."""
-    data, places = node.inputs
-    shape, axis = w.shape(data), int(node.get("axis", 0)) % len(w.shape(data))
-    table, index = w.constant(data), w.constant(places)
-    if index is not None:
-        w.give(node.output, _pieces(w, w.blob(data), shape, axis, index.ravel() % shape[axis]))
-    elif table is not None and axis == 0 and table.ndim > 1 and is_ids(w, places):
-        width = table.size // shape[0]
-        words = w.take(places, (math.prod(w.shape(places)),))
-        params: dict[int, object] = {0: width, 1: shape[0], 2: 0, 3: table.size}
-        w.give(node.output, w.layer("Embed", [words], (words.shape[0], width), params, weight(table)))
-    else:
-        from write_products import product
-
-        count = math.prod(w.shape(places))
-        if count * shape[axis] > _LARGEST_LOOKUP:
-            raise Refused("its indices are computed and too many")
-        hot = one_hot(w, w.take(places, (count, 1)), shape[axis])
-        before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        rows = w.take(data, (before, shape[axis], after))
-        if before == 1:
-            found = product(w, hot, w.view(rows, (shape[axis], after)))
-        else:
-            found = product(w, repeated_hot(w, hot, before), rows)
-        w.give(node.output, found)
-
-
-def repeated_hot(w: Writer, hot: Blob, times: int) -> Blob:
-    return expand(w, w.view(hot, (1, *hot.shape)), (times, *hot.shape))
-
-
-def one_hot(w: Writer, places: Blob, depth: int) -> Blob:
-    """[n, 1] places as [n, depth] rows with a one; negative places count from the end."""
-    columns = w.memory(np.arange(depth, dtype=np.float32).reshape(1, depth))
-    below = w.layer("Threshold", [w.scalar(RSUB, places, -0.5)], places.shape, {0: 0.0})
-    places = w.binary(0, places, w.scalar(MUL, below, depth))
-    return negated(w, w.unary(ABS, w.unary(SIGN, w.binary(SUB, places, columns))))
-
-
-def is_ids(w: Writer, name: str) -> bool:
-    """Whether a tensor is an input of whole numbers (moved at most) that only lookups in weights read."""
-    graph = w.graph
-    moves = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast")
-    while (maker := graph.maker(name)) is not None:
-        if maker.op_type not in moves or not w.whole(maker.input[0]) or not w.whole(name):
-            return False
-        name = maker.input[0]
-    todo = [name]
-    for one in todo:  # grows while it is walked
-        if one in graph.surface:
-            return False
-        for reader in graph.readers(one):
-            if reader.op_type in moves and reader.input[0] == one and w.whole(reader.output[0]):
-                todo.append(reader.output[0])
-                continue
-            table = graph.constants.get(reader.input[0]) if reader.op_type == "Gather" else None
-            axis = next((a.i for a in reader.attribute if a.name == "axis"), 0)
-            if table is None or table.ndim < 2 or axis != 0:
-                return False
-    return name in {value.name for value in graph.proto.input} and w.whole(name)
-
-
-def _pieces(w: Writer, blob: Blob, shape: Shape, axis: int, index: np.ndarray) -> Blob:
-    """Entries of an axis in any order: runs at equal distances are cut out and joined."""
-    view, at = along(shape, axis)
-    blob, runs = w.view(blob, view), _runs([int(i) for i in index])
-    if len(runs) <= 16:
-        return joined(w, [strided(w, blob, at, run) for run in runs], at)
-    from write_products import product
-
-    hot = np.eye(shape[axis], dtype=np.float32)[index]
-    before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-    if hot.size > _LARGEST_LOOKUP:
-        raise Refused("it picks too many entries")
-    if before == 1:
-        return product(w, w.memory(hot), w.view(blob, (shape[axis], after)))
-    if after == 1:
-        return product(w, w.view(blob, (before, shape[axis])), w.memory(np.ascontiguousarray(hot.T)))
-    return product(w, repeated_hot(w, w.memory(hot), before), w.view(blob, (before, shape[axis], after)))
-
-
-def _runs(index: list[int]) -> list[range]:
-    """A list of places as few ranges."""
-    found: list[range] = []
-    start = 0
-    while start < len(index):
-        step = index[start + 1] - index[start] if start + 1 < len(index) else 1
-        end = start + 1
-        while step != 0 and end < len(index) and index[end] - index[end - 1] == step:
-            end += 1
-        found.append(
-            range(index[start], index[end - 1] + (1 if step > 0 else -1), step)
-            if end - start > 1
-            else range(index[start], index[start] + 1)
-        )
-        start = end
-    return found
-
-
-def one_hot_node(w: Writer, node: Node) -> None:
-    depth, values = w.known(node, 1, "depth"), w.known(node, 2, "values")
-    if depth is None or values is None:
-        raise Refused("its depth must be constant")
-    shape = w.shape(node.input(0))
-    axis = int(node.get("axis", -1)) % (len(shape) + 1)
-    count, size = math.prod(shape), int(depth.ravel()[0])
-    hot = one_hot(w, w.take(node.input(0), (count, 1)), size)
-    off, on = (float(number) for number in values.ravel())
-    hot = hot if (off, on) == (0.0, 1.0) else w.scalar(0, w.scalar(MUL, hot, on - off), off)
-    perm = [*range(axis), len(shape), *range(axis, len(shape))]
-    w.give(node.output, transposed(w, hot, (*shape, size), perm))
-
-
-def gather_elements(w: Writer, node: Node) -> None:
-    """Every place alone: the sum of what lies along the axis, times 1 where the place is."""
-    shape, wanted, axis = (
-        w.shape(node.input(0)),
-        w.shape(node.output),
-        int(node.get("axis", 0)) % len(w.shape(node.input(0))),
-    )
-    if any(m != n for at, (m, n) in enumerate(zip(shape, wanted, strict=True)) if at != axis):
-        raise Refused("its indices are for a part of the tensor")
-    before, after, size = math.prod(shape[:axis]), math.prod(shape[axis + 1 :]), shape[axis]
-    if math.prod(wanted) * size > _LARGEST_LOOKUP:
-        raise Refused("its indices are too many")
-    places = w.take(node.input(1), (before * wanted[axis] * after, 1))
-    hot = w.view(one_hot(w, places, size), (before, wanted[axis], after, size))
-    rows = transposed(w, w.blob(node.input(0)), (before, size, after), (0, 2, 1))
-    found = w.binary(MUL, hot, w.view(rows, (before, 1, after, size)))
-    last = w.view(found, (before * wanted[axis] * after, size))
-    w.give(node.output, w.layer("Reduction", [last], (last.shape[0], 1), {0: 0, 1: 0, 3: [1], 4: 1, 5: 1}))
-
-
 def constant(w: Writer, node: Node) -> None:
     """A constant that is an output of the model."""
     value = node.get("value")
@@ -441,9 +303,6 @@ OPERATORS: dict[str, Callable[[Writer, Node], None]] = {
     "Tile": tile,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
-    "Gather": gather,
-    "GatherElements": gather_elements,
     "Constant": constant,
-    "OneHot": one_hot_node,
     "Trilu": triangle,
 }

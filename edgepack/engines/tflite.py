@@ -20,9 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from edgepack import artifact as artifacts
+from edgepack import log
 from edgepack.converter import convert, environment
 from edgepack.errors import VariantError
-from edgepack.quantizers.static import chosen, has_quantized, require_samples
+from edgepack.quantizers.static import chosen, require_samples
 from edgepack.types import (
     DEFAULT_INT8,
     Artifact,
@@ -38,6 +39,7 @@ from edgepack.types import (
 
 TIMED_RUNS = 5
 FILE = "model.tflite"
+SCALES = "scales.json"  # beside the float file of a quantized source: its scales by the names in that file
 LAYERS = "layers.json"  # beside the float file: its names -> the source's layers
 
 
@@ -60,18 +62,8 @@ class TFLite:
         return None if precision is Precision.FP32 else Precision.FP32
 
     def problems(self, model: Model, precision: Precision) -> list[Problem]:
-        """INT8 of a model that is quantized already: its scales would be replaced by others."""
-        kept = model.origin is not None and (model.origin.engine, model.origin.precision) == (self.name, precision)
-        if kept or precision is not Precision.INT8 or not has_quantized(model):
-            return []
-        return [
-            Problem(
-                node="",
-                op="DequantizeLinear",
-                message="the model is quantized already, and the scales it was trained with can't be kept in a .tflite",
-                hint="Use onnxruntime for it, which keeps them, or give the float model and calibration data.",
-            )
-        ]
+        """None is known before a try: what onnx2tf can't convert, it says quickly."""
+        return []
 
     def export(
         self,
@@ -94,6 +86,8 @@ class TFLite:
             inputs = tuple(_binding(tensor) for tensor in made["inputs"])
             outputs = tuple(_binding(tensor) for tensor in made["outputs"])
             (out / LAYERS).write_text(json.dumps(made.get("layers", {}), indent=1))
+            if made.get("scales"):
+                (out / SCALES).write_text(json.dumps(made["scales"], indent=1))
         else:
             if base is None:
                 raise VariantError(f"tflite {precision} starts from the fp32 file, which was not made.")
@@ -102,7 +96,7 @@ class TFLite:
             inputs = tuple(_requantized(binding, made["inputs"]) for binding in floating.inputs)
             outputs = tuple(_requantized(binding, made["outputs"]) for binding in floating.outputs)
             if precision is Precision.INT8:
-                facts = {**chosen(made), "float": made["float"], "beside_xnnpack": made["beside_xnnpack"]}
+                facts = {**chosen(made), **_own(made), "float": made["float"], "beside_xnnpack": made["beside_xnnpack"]}
         artifacts.write(Artifact(folder=out, files=(FILE,), inputs=inputs, outputs=outputs, facts=facts))
 
     def _quantize(
@@ -125,7 +119,9 @@ class TFLite:
             request |= {"samples": str(samples), "inputs": [binding.name for binding in floating.inputs]}
             layers = floating.folder / LAYERS
             known = json.loads(layers.read_text()) if layers.is_file() else {}
-            request |= {"int8": asdict(int8), "layers": known}
+            scales = floating.folder / SCALES
+            given = json.loads(scales.read_text()) if scales.is_file() else None
+            request |= {"int8": asdict(int8), "layers": known, "scales": given}
             return convert("quantize_tflite", request, out)
         finally:
             shutil.rmtree(samples, ignore_errors=True)
@@ -196,6 +192,16 @@ def to_engine(folder: Path, bindings: Sequence[Binding], out: Path) -> None:
     """A tensor folder in the source's layout -> one in the engine's."""
     for index, binding in enumerate(bindings):
         artifacts.rewrite(folder / f"{index}.npy", binding, out / f"{index}.npy")
+
+
+def _own(made: dict[str, Any]) -> dict[str, Any]:
+    """What a file keeps of a quantized source's scales: for an artifact's facts."""
+    if made.get("asymmetric"):
+        log.warn(
+            f"the weights of {made['asymmetric'][0]} have a zero point, and a .tflite has none for weights: "
+            f"{len(made['asymmetric'])} such layers stay in float. Train with symmetric weights (qint8, zero point 0)."
+        )
+    return {key: made[key] for key in ("own_scales", "other_scales", "asymmetric") if made.get(key)}
 
 
 def _binding(tensor: dict[str, Any]) -> Binding:

@@ -53,7 +53,7 @@ class TFLiteImporter:
     ) -> None:
         """Write ``model.onnx``, ``model.json`` and ``source.tflite`` to `out`. Raises `ModelError`, `UsageError`."""
         with staging.staged(out) as folder:
-            kept, found = self._copy(source, options, folder)
+            kept, found = self._copy(source, options, folder, tell=True)
             plain = _plain(kept, Path(source).name, folder) if found.packed else kept
             _check_shapes(found, shapes)
             exported = folder / "exported"
@@ -91,7 +91,9 @@ class TFLiteImporter:
             }
             staging.run("run_tflite", request, out, folder)
 
-    def _copy(self, source: str, options: Mapping[str, Any], folder: Path) -> tuple[Path, tflite_file.Contents]:
+    def _copy(
+        self, source: str, options: Mapping[str, Any], folder: Path, *, tell: bool = False
+    ) -> tuple[Path, tflite_file.Contents]:
         """A copy of the file in `folder`, made sure to be what `digest` saw, its state at its surface; its contents."""
         expected = self.digest(source, options)
         copy = folder / "model.tflite"
@@ -101,16 +103,16 @@ class TFLiteImporter:
             raise ModelError(f"{source} changed while it was read.", "Run the command again.", id="EP312")
         found = _look(str(copy), Path(source).name)[1]
         if found.stateful:
-            copy = _plain(copy, Path(source).name, folder)
+            copy = _plain(copy, Path(source).name, folder, tell=tell)
             found = _look(str(copy), Path(source).name)[1]
         return copy, found
 
 
-def _plain(path: Path, name: str, folder: Path) -> Path:
+def _plain(path: Path, name: str, folder: Path, *, tell: bool = False) -> Path:
     """The file `path` without hidden state and sparse weights. Raises `ModelError` where that can't be proven equal."""
     made = folder / "plain"
     made.mkdir()
-    staging.run("tflite_plain", {"source": str(path), "name": name}, made, folder)
+    staging.run("tflite_plain", {"source": str(path), "name": name, "tell": tell}, made, folder)
     return made / "model.tflite"
 
 
@@ -135,6 +137,13 @@ def _look(source: str, name: str = "") -> tuple[Path, tflite_file.Contents]:
             "Convert the model again without them (Flex operators: without tf.lite.OpsSet.SELECT_TF_OPS), "
             "or cut the graph before them.",
             id="EP308",
+        )
+    if found.remembering:
+        raise ModelError(
+            f"{name} has recurrent layers that remember the last run (in {found.remembering[0]!r}): TFLite's own never "
+            "forget, so that an answer depends on what was asked before.",
+            "Build from the Keras model, the SavedModel or the ONNX file instead: edgepack writes those layers out.",
+            id="EP310",
         )
     for what, tensors in (("input", found.inputs), ("output", found.outputs)):
         for tensor in tensors:

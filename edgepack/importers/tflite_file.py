@@ -42,6 +42,7 @@ class Tensor:
     zero_point: int
     constant: bool
     sparse: bool
+    variable: bool
 
     @property
     def spec(self) -> TensorSpec:
@@ -64,6 +65,11 @@ class Contents:
     def stateful(self) -> bool:
         """Whether the file remembers anything between two runs."""
         return any(number in self.operators for number in STATEFUL)
+
+    @property
+    def remembering(self) -> list[str]:
+        """Tensors in which recurrent layers keep their state between two runs."""
+        return sorted(tensor.name for tensor in self.tensors if tensor.variable)
 
     @property
     def packed(self) -> bool:
@@ -201,4 +207,5 @@ def _tensor(table: _Table, filled: list[bool]) -> Tensor:
         zero_point=int(zeros[0]) if len(zeros) == 1 else 0,
         constant=filled[buffer],
         sparse=table.place(6) is not None,
+        variable=bool(table.number(5, "b")),
     )

@@ -12,6 +12,7 @@ import pytest
 from tests.models import samples, tiny_classifier
 
 RK = ("--target", "rk3588")
+ONE = ("build", "dynamic.onnx", *RK, "--input", "image=1x3x16x16")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,12 @@ WRONG = [
     ("a dynamic axis", ["build", "dynamic.onnx", *RK], 3, "--input image="),
     ("an unknown input", ["build", "dynamic.onnx", *RK, "--input", "imago=1x3x16x16"], 2, "image"),
     ("a malformed shape", ["build", "dynamic.onnx", *RK, "--input", "image=1,3"], 2, "NAME=SHAPE"),
+    ("a malformed input set", ["build", "dynamic.onnx", *RK, "--input-set", "image=1x3x16x16"], 2, "SET:NAME=SHAPE"),
+    ("an input set's bad name", [*ONE, "--input-set", "Two:image=2x3x16x16"], 2, "'Two' is no name"),
+    ("an input set of no input", [*ONE, "--input-set", "two:imago=2x3x16x16"], 2, "Did you mean 'image'"),
+    ("an input set of another rank", [*ONE, "--input-set", "two:image=2x3x16"], 2, "3 axes"),
+    ("an input set of the same shapes", [*ONE, "--input-set", "two:image=1x3x16x16"], 2, "the same shapes"),
+    ("data twice", ["build", "tiny.onnx", *RK, "--calib", "calib.npz", "--calib", "named.npz"], 2, "twice"),
     ("an unknown target", ["build", "tiny.onnx", "--target", "rk3589"], 2, "rk3588"),
     ("an unknown engine", ["build", "tiny.onnx", *RK, "--engine", "tflight"], 2, "tflite"),
     ("an unknown precision", ["build", "tiny.onnx", *RK, "--precision", "int4"], 2, "int4"),

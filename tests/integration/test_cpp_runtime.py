@@ -286,3 +286,22 @@ def test_the_generated_header_compiles_and_gives_back_the_names(tmp_path: Path, 
     done = subprocess.run([tmp_path / "main"], capture_output=True, check=True)
 
     assert done.stdout == b"".join(name.encode() + b"\0" for name in names)
+
+
+def test_the_headers_of_two_input_sets_go_into_one_source_file(tmp_path: Path) -> None:
+    def model(width: int) -> Model:
+        spec = TensorSpec(name="x", dtype="float32", shape=(1, width))
+        return Model(path=tmp_path, digest="0" * 64, opset=13, inputs=(spec,), outputs=(spec,))
+
+    for width, name in ((3, ""), (5, "640"), (7, "very-wide")):
+        (tmp_path / f"edgepack_model{name and f'-{name}'}.h").write_text(modelheader.render(model(width), name))
+    (tmp_path / "main.c").write_text(
+        '#include "edgepack_model.h"\n#include "edgepack_model-640.h"\n#include "edgepack_model-very-wide.h"\n'
+        "int main(void) {\n"
+        "  return t_0_bytes == 12 && t_640_0_bytes == 20 && t_very_wide_1_bytes == 28 &&\n"
+        "                 EDGEPACK_MODEL_VERY_WIDE_INPUTS == 1 && sizeof t_0_name + sizeof t_640_0_name == 4\n"
+        "             ? 0 : 1;\n}\n"
+    )
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unused-const-variable"]
+    command([need("gcc", "apt install gcc"), *strict, tmp_path / "main.c", "-o", tmp_path / "main"])
+    command([tmp_path / "main"])

@@ -65,6 +65,18 @@ def test_a_deploy_makes_a_whole_bundle_active_and_keeps_the_one_before(make, roo
     assert os.access(root / "models/tiny/current/bin/edgepack-null", os.X_OK)
 
 
+def test_each_input_set_is_proven_on_its_own_golden_samples_and_a_selection_brings_only_those(make, root: Path) -> None:
+    variants = ("null-fp32", "null-fp32@wide", "null-fp32@tall")
+    deployed = session(root).deploy(make("1", variants=variants))
+
+    assert {name: test.passed for name, test in deployed.self_tests} == dict.fromkeys(variants, True)
+
+    session(root).deploy(make("2", variants=variants), ("null-fp32@wide",))
+    current = root / "models/tiny/current"
+    assert sorted(path.name for path in current.glob("golden*")) == ["golden@wide"]
+    assert [path.name for path in (current / "variants").iterdir()] == ["null-fp32@wide"]
+
+
 def test_an_unchanged_deploy_takes_at_most_3_round_trips_and_20_kb(make, root: Path) -> None:
     bundle = make(files={f"variants/null-fp32/{i}.bin": os.urandom(1000) for i in range(100)})
     session(root).deploy(bundle)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import edgepack
@@ -24,10 +24,11 @@ from edgepack.quantizers.static import StaticQuantizer
 from edgepack.types import Artifact, Calibration, Int8Options, Model, Precision
 from tests.conftest import missing
 from tests.integration.test_int8_bad_input import SOUND, Change, prepared
-from tests.integration.test_onnxruntime import folder_of, images
+from tests.integration.test_onnxruntime import calibration_of, folder_of, images, model_of
 
 sys.path.insert(0, str(Path(edgepack.__file__).parent / "converters"))
 files: Any = importlib.import_module("ncnn_files")
+RNG = np.random.default_rng(23)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,6 +169,45 @@ def test_a_quantized_onnx_model_keeps_its_scales(tmp_path: Path) -> None:
     assert found[1]["input"] == pytest.approx(1 / constants[inside.input[1]], rel=1e-6)
     x = images(tmp_path, 8, 6)
     assert decibels(expected(model, x), run(quantized, artifact, x)) > 28  # ONNX's evaluator has no per-channel pairs
+
+
+def words(path: Path) -> Model:
+    """int64 ids 1x6 -> a table's rows -> two products -> 1x6x16; columns of all weights differ by a factor of 50."""
+    spread = np.geomspace(1.0, 0.02, 48)
+    weights = {
+        "table": RNG.standard_normal((64, 48)) * RNG.permutation(spread),
+        "w1": RNG.standard_normal((48, 48)) * RNG.permutation(spread) / 7,
+        "w2": RNG.standard_normal((48, 16)) * RNG.permutation(spread)[:16],
+        "b1": RNG.standard_normal(48),
+    }
+    weights["w1"] /= np.abs(weights["table"]).max(axis=0)[:, None]  # so that every column counts
+    weights["w2"] /= np.abs(weights["w1"]).max(axis=0)[:, None]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w1"], ["p"]),
+        helper.make_node("Add", ["p", "b1"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("MatMul", ["t", "w2"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "words",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 6, 16])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return model_of(path)
+
+
+def test_tables_and_products_are_int8_with_a_factor_per_column(tmp_path: Path) -> None:
+    model = words(tmp_path / "model.onnx")
+    ids = RNG.integers(0, 64, (16, 1, 6))
+    artifact = int8(model, calibration_of(tmp_path / "calibration", ids), tmp_path)
+    layers = files.read_param((artifact.folder / PARAM).read_text())
+    stored = {layer.type: layer.params.get("18") for layer in layers if layer.type in ("Embed", "Gemm")}
+    assert stored == {"Embed": "2", "Gemm": "2"}, [layer.type for layer in layers]
+    assert decibels(expected(model, ids), run(model, artifact, ids)) > 33
 
 
 @pytest.mark.parametrize("effort", ["normal", "high"])

@@ -291,6 +291,33 @@ def test_a_batch_of_two_is_computed_although_pnnx_cant(tmp_path: Path) -> None:
     assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > 80
 
 
+def test_a_model_that_pnnx_cant_take_has_three_precisions_too(tmp_path: Path) -> None:
+    model = net(
+        tmp_path,
+        [
+            helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["a"], ["r"]),
+            helper.make_node("Pad", ["r", "wide"], ["p"]),
+            helper.make_node("Conv", ["p", "w2"], ["c"], strides=[2, 2]),
+            helper.make_node("ReduceMax", ["c"], ["m"], axes=[2, 3], keepdims=0),
+            helper.make_node("Gemm", ["m", "w3"], ["y"], transB=1),
+        ],
+        [("x", FLOAT, (1, 3, 12, 12))],
+        [("y", FLOAT, (1, 5))],
+        w1=RNG.normal(0, 0.3, (6, 3, 3, 3)).astype(np.float32),
+        wide=np.array([0, 1, 0, 0, 0, 1, 0, 0]),
+        w2=RNG.normal(0, 0.3, (8, 8, 3, 3)).astype(np.float32),
+        w3=RNG.normal(0, 0.3, (5, 8)).astype(np.float32),
+    )
+    inputs = samples(tmp_path / "in", RNG.normal(0, 1, (8, 1, 3, 12, 12)).astype(np.float32))
+    for precision, bound in ((Precision.FP32, 80), (Precision.FP16, 40), (Precision.INT8, 20)):
+        artifact = export(model, precision, tmp_path, inputs)
+        if precision is Precision.FP32:
+            assert artifact.facts["way"] == "direct"
+        assert sqnr(reference(model, inputs)[0], run(model, artifact, inputs, tmp_path)[0]) > bound, precision
+    assert len(artifact.facts["quantized"]) == 3
+
+
 def test_a_model_without_convolutions_has_no_int8(tmp_path: Path) -> None:
     model = net(
         tmp_path,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -15,6 +16,9 @@ from edgepack.errors import ToolFailed, ToolMissing
 from edgepack.passes.simplify import Simplify
 from edgepack.types import Model
 from tests.conftest import missing
+
+RANDOM = np.random.default_rng(0)
+WIDE = 600  # squared and four bytes each: above what stays in onnxsim's sight
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,15 +100,11 @@ def simplified(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
         v.name: RANDOM.random([d.dim_value for d in v.type.tensor_type.shape.dim], np.float32)
         for v in model.graph.input
     }
-    for one, two in zip(
-        ReferenceEvaluator(model).run(None, feeds), ReferenceEvaluator(made).run(None, feeds), strict=True
-    ):
+    sessions = [onnxruntime.InferenceSession(one.SerializeToString()) for one in (model, made)]
+    before, after = (session.run(None, feeds) for session in sessions)
+    for one, two in zip(before, after, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
     return made
-
-
-RANDOM = np.random.default_rng(0)
-WIDE = 600  # squared and four bytes each: above what stays in onnxsim's sight
 
 
 def wide(name: str, dtype: type = np.float32) -> TensorProto:
@@ -186,3 +186,69 @@ def test_a_branch_keeps_the_large_weights_that_it_takes(tmp_path: Path) -> None:
     half = numpy_helper.from_array(np.array([0.5], np.float32), "half")
     made = simplified(graph_of(nodes, {"x": [1]}, {"y": [WIDE, WIDE]}, wide("w"), half), tmp_path)
     assert "w" in {tensor.name for tensor in made.graph.initializer}
+
+
+def loop(rounds: int) -> onnx.ModelProto:
+    """v = (v + x * i) @ w, `rounds` times; each round's sum is collected."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["goes_on"], ["goes_on_out"]),
+            helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["x", "f"], ["m"]),
+            helper.make_node("Add", ["v", "m"], ["a"]),
+            helper.make_node("MatMul", ["a", "w"], ["v_out"]),
+            helper.make_node("ReduceSum", ["v_out"], ["sum"], keepdims=0),
+        ],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("goes_on", TensorProto.BOOL, []),
+            value("v", TensorProto.FLOAT, [1, 128]),
+        ],
+        [
+            value("goes_on_out", TensorProto.BOOL, []),
+            value("v_out", TensorProto.FLOAT, [1, 128]),
+            value("sum", TensorProto.FLOAT, []),
+        ],
+    )
+    nodes = [helper.make_node("Loop", ["n", "go", "x"], ["y", "sums"], body=body)]
+    weight = numpy_helper.from_array(RANDOM.standard_normal((128, 128)).astype(np.float32) / 8, "w")
+    held = [numpy_helper.from_array(np.array(v), k) for k, v in (("n", np.int64(rounds)), ("go", True))]
+    return graph_of(nodes, {"x": [1, 128]}, {"y": [1, 128], "sums": [rounds]}, weight, *held)
+
+
+def test_a_loop_of_a_few_rounds_is_written_out(tmp_path: Path) -> None:
+    made = simplified(loop(4), tmp_path)
+    operators = [node.op_type for node in made.graph.node]
+    assert "Loop" not in operators and operators.count("MatMul") == 4
+
+
+def test_a_loop_of_many_rounds_stays_one(tmp_path: Path) -> None:
+    assert "Loop" in {node.op_type for node in simplified(loop(65), tmp_path).graph.node}
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+def test_a_scan_over_a_short_sequence_is_written_out(tmp_path: Path, backwards: int) -> None:
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["h", "w"], ["a"]),
+            helper.make_node("Add", ["a", "row"], ["h_out"]),
+            helper.make_node("Tanh", ["h_out"], ["out"]),
+        ],
+        "body",
+        [value("h", TensorProto.FLOAT, [128]), value("row", TensorProto.FLOAT, [128])],
+        [value("h_out", TensorProto.FLOAT, [128]), value("out", TensorProto.FLOAT, [128])],
+    )
+    scan = helper.make_node(
+        "Scan", ["first", "x"], ["last", "y"], body=body, num_scan_inputs=1, scan_input_axes=[1],
+        scan_input_directions=[backwards], scan_output_directions=[backwards], scan_output_axes=[1],
+    )  # fmt: skip
+    held = [
+        numpy_helper.from_array(RANDOM.standard_normal(s).astype(np.float32) / 8, n)
+        for n, s in (("w", (128, 128)), ("first", (128,)))
+    ]
+    made = simplified(graph_of([scan], {"x": [128, 3]}, {"y": [128, 3]}, *held), tmp_path)
+    operators = [node.op_type for node in made.graph.node]
+    assert "Scan" not in operators and operators.count("Tanh") == 3

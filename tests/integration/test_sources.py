@@ -67,6 +67,9 @@ for name, start in (("stream", 0.25), ("uneven", [0.1, 0.2, 0.3])):
     made = tf.lite.TFLiteConverter.from_concrete_functions([stream.step.get_concrete_function()], stream)
     made.experimental_enable_resource_variables = True
     open(sys.argv[1] + f"/{name}.tflite", "wb").write(made.convert())
+row = keras.Input((6, 3), batch_size=1)
+recurrent = tf.lite.TFLiteConverter.from_keras_model(keras.Model(row, layers.LSTM(4)(row))).convert()
+open(sys.argv[1] + "/recurrent.tflite", "wb").write(recurrent)
 """
 SPARSE = """
 import sys
@@ -188,13 +191,19 @@ def test_what_a_tflite_file_hides_in_variables_becomes_an_input_and_an_output(
     [state] = [name for name in found.inputs if name != "x" and not name.startswith("serving")]
     assert f"{state}_next" in found.outputs
     said = " ".join(capsys.readouterr().err.split())
-    assert f"the variable {state!r} is an input now" in said and "all 0.25 at the first" in said
+    assert said.count(f"{state!r} (at first all 0.25) and '{state}_next'") == 1
 
 
 def test_a_state_that_begins_with_values_that_no_flag_could_say_is_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="begins with more than one value") as refused:
         TFLiteImporter().to_onnx(str(made / "uneven.tflite"), {}, OPTIONS, tmp_path / "out")
     assert refused.value.id == "EP310"
+
+
+def test_a_tflite_file_with_a_recurrent_layer_that_never_forgets_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="remember the last run") as refused:
+        TFLiteImporter().to_onnx(str(made / "recurrent.tflite"), {}, OPTIONS, tmp_path / "out")
+    assert refused.value.id == "EP310" and "Keras" in refused.value.hint
 
 
 def test_sparse_weights_are_unpacked_to_what_they_are(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +257,88 @@ def test_the_same_model_gives_the_same_bytes_twice_and_keeps_its_input(tmp_path:
         runs.append([(a.folder / FILE).read_bytes() for a in (base, *small)])
     assert runs[0] == runs[1]
     assert model.path.read_bytes() == before
+
+
+def test_a_grouped_convolution_over_one_axis_with_weights_in_a_node_converts(tmp_path: Path) -> None:
+    """onnx2tf knows groups over two axes only, and takes weights from initializers only."""
+    weights = numpy_helper.from_array(RNG.standard_normal((6, 2, 3), np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weights),
+        helper.make_node("Conv", ["x", "w"], ["y"], group=2, pads=[2, 1], strides=[2], dilations=[1]),
+    ]
+    model = net(tmp_path / "m.onnx", nodes, [("x", FLOAT, [1, 4, 9])], [("y", FLOAT, [1, 6, 5])])
+    folder, got = tmp_path / "samples", tmp_path / "got"
+    for made in (folder, got, tmp_path / "fp32"):
+        made.mkdir()
+    x = RNG.standard_normal((1, 1, 4, 9), np.float32)
+    np.save(folder / "0.npy", x)
+    TFLite().export(model, Precision.FP32, None, None, tmp_path / "fp32")
+    TFLite().run(artifacts.read(tmp_path / "fp32"), model, folder, got)
+    [expected] = ReferenceEvaluator(onnx.load(model.path)).run(None, {"x": x[0]})
+    np.testing.assert_allclose(np.load(got / "0.npy")[0], expected, rtol=1e-4, atol=1e-5)
+
+
+RECURRENT = """
+import sys
+sys.path.insert(0, {folder!r})
+import numpy as np, onnx, onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from unrolled import GATES, unrolled
+random = np.random.default_rng(0)
+for kind, gates in GATES.items():
+    for direction, count in (("forward", 1), ("reverse", 1), ("bidirectional", 2)):
+        for steps, given in ((1, False), (4, True)):
+            sizes = {{"x": [steps, 2, 3], "h": [count, 2, 5]}} | ({{"c": [count, 2, 5]}} if kind == "LSTM" else {{}})
+            states = [name for name in sizes if name != "x"] if given else []
+            weights = {{"w": (count, gates * 5, 3), "r": (count, gates * 5, 5), "b": (count, 2 * gates * 5)}}
+            held = [numpy_helper.from_array(random.standard_normal(s, np.float32), n) for n, s in weights.items()]
+            outs = {{"y": [steps, count, 2, 5], "last": [count, 2, 5]}}
+            outs |= {{"cell": sizes["c"]}} if "c" in sizes else {{}}
+            for before in (0, 1) if kind == "GRU" else (None,):
+                more = {{}} if before is None else {{"linear_before_reset": before}}
+                inputs = ["x", "w", "r", "b", *(["", *states] if given else [])]
+                node = helper.make_node(kind, inputs, list(outs), direction=direction, hidden_size=5, **more)
+                values = [
+                    [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in some.items()]
+                    for some in ({{n: sizes[n] for n in ("x", *states)}}, outs)
+                ]
+                model = helper.make_model(
+                    helper.make_graph([node], "g", *values, held), ir_version=8,
+                    opset_imports=[helper.make_opsetid("", 17)],
+                )
+                feed = {{n: random.standard_normal(sizes[n], np.float32) for n in ("x", *states)}}
+                run = lambda m: onnxruntime.InferenceSession(m.SerializeToString()).run(None, feed)
+                expected, plain = run(model), unrolled(model)
+                assert not {{n.op_type for n in plain.graph.node}} & set(GATES)
+                for a, b in zip(expected, run(plain), strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+"""
+
+
+def test_recurrent_layers_written_out_compute_what_onnx_runtime_does(tmp_path: Path) -> None:
+    code = RECURRENT.format(folder=str(converter.FOLDER))
+    argv = [converter.environment("onnx_to_tflite"), "-c", code]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_recurrent_model_answers_the_same_question_alike_whatever_it_was_asked_before(tmp_path: Path) -> None:
+    """TFLite's own LSTM goes on from where the last run ended."""
+    nodes = [helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], direction="bidirectional", hidden_size=6)]
+    weights = {"w": RNG.standard_normal((2, 24, 4), np.float32), "r": RNG.standard_normal((2, 24, 6), np.float32)}
+    model = net(tmp_path / "m.onnx", nodes, [("x", FLOAT, [5, 1, 4])], [("y", FLOAT, [2, 1, 6])], **weights)
+    folder, got = tmp_path / "samples", tmp_path / "got"
+    for made in (folder, got, tmp_path / "fp32"):
+        made.mkdir()
+    question, other = RNG.standard_normal((2, 5, 1, 4), np.float32)
+    np.save(folder / "0.npy", np.stack([question, other, question]))
+    engine = TFLite()
+    engine.export(model, Precision.FP32, None, None, tmp_path / "fp32")
+    engine.run(artifacts.read(tmp_path / "fp32"), model, folder, got)
+    answers = np.load(got / "0.npy")
+    np.testing.assert_array_equal(answers[0], answers[2])
+    [expected] = ReferenceEvaluator(onnx.load(model.path)).run(None, {"x": question})
+    np.testing.assert_allclose(answers[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_int8_without_samples_is_refused(tmp_path: Path) -> None:

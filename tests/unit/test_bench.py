@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from edgepack.bench import Result, mask_of
 from edgepack.bundle import Bundle
 from edgepack.errors import DeviceFailed, DeviceUnreachable, UsageError
 from edgepack.places import is_emulated
-from edgepack.types import Device, Measurement
+from edgepack.types import Device, Measurement, set_of
 from tests.simulated_device import SimulatedDevice, place_of, probe_of
 from tests.sysfs import NO_CPUFREQ, PHONE, RASPBERRY_PI_4, RK3588, TREES
 
@@ -22,7 +23,8 @@ FAST, SLOW = {"ncnn-int8": 0.010}, {"ncnn-int8": 0.010, "ncnn-fp32": 0.0105}
 
 
 def bundle_of(*variants: str) -> Bundle:
-    items = [{"name": v, "engine": v.rsplit("-", 1)[0], "precision": v.rsplit("-", 1)[1]} for v in variants]
+    parts = [(v, *v.partition("@")[0].rsplit("-", 1), set_of(v)) for v in variants]
+    items = [{"name": v, "engine": e, "precision": p, "input_set": s} for v, e, p, s in parts]
     files = [{"path": f"variants/{v}/model.bin", "sha256": "1" * 64, "size": 1, "role": "model"} for v in variants]
     files.append({"path": "bin/edgepack-ncnn", "sha256": "2" * 64, "size": 1, "role": "harness"})
     manifest: dict[str, Any] = {
@@ -84,6 +86,22 @@ def test_a_variant_that_is_5_percent_slower_ranks_second() -> None:
     (told,) = figures["ncnn-fp32"].comparisons
     assert told["with"] == "ncnn-int8 x1" and told["verdict"] == "slower"
     assert told["low"] <= told["ratio"] <= told["high"] and told["ratio"] == pytest.approx(1.05, abs=0.01)
+
+
+def test_variants_are_ranked_among_those_of_their_own_input_set() -> None:
+    device = SimulatedDevice({**SLOW, "ncnn-int8@wide": 0.02, "ncnn-fp32@wide": 0.022})
+    result = measure(device)
+    figures = {m.variant: m for m in result.measurements}
+
+    assert {name: m.rank for name, m in figures.items()} == {
+        "ncnn-int8": 1, "ncnn-fp32": 2, "ncnn-int8@wide": 1, "ncnn-fp32@wide": 2
+    }  # fmt: skip
+    assert [told["with"] for told in figures["ncnn-fp32@wide"].comparisons] == ["ncnn-int8@wide x1"]
+    table = records.table(result)
+    assert re.search(r"ncnn-fp32@wide x1: 1\.\d+ times as long as ncnn-int8@wide x1", table)
+    assert "Ranks are among the variants of one input set" in table
+    (call,) = device.calls
+    assert "golden@wide" in " ".join(call) and "golden " in " ".join(call)
 
 
 def test_equal_variants_are_a_tie() -> None:

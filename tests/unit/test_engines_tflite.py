@@ -148,8 +148,26 @@ def test_a_run_gives_outputs_back_in_the_source_layout(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "in", "out"], "scratch was left behind"
 
 
-def test_int8_of_a_quantized_model_is_refused_because_its_scales_would_be_lost(model: Model) -> None:
+def test_the_scales_of_a_quantized_source_go_from_the_float_file_to_the_quantizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
+    scales = {"activations": {"i0": [0.5, 3]}, "weights": {}, "asymmetric": ["c"]}
+    tensor = {"name": "i0", "dtype": "float32", "shape": [1, 3, 4, 5], "perm": [0, 1, 2, 3]}
+    found = {"inputs": [tensor], "outputs": [{**tensor, "name": "o0"}], "layers": {}, "scales": scales}
+    calls(monkeypatch, lambda request, out: found)
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    out.mkdir()
     quantized = replace(model, operators=("Conv", "DequantizeLinear", "QuantizeLinear"))
-    (problem,) = TFLite().problems(quantized, Precision.INT8)
-    assert "scales" in problem.message and "onnxruntime" in problem.hint
-    assert not TFLite().problems(quantized, Precision.FP32) and not TFLite().problems(model, Precision.INT8)
+    TFLite().export(quantized, Precision.FP32, None, None, base)
+    (tmp_path / "cal").mkdir()
+    np.save(tmp_path / "cal" / "0.npy", np.zeros((2, 1, 3, 4, 5), np.float32))
+    same = {"name": "i0", "dtype": "int8", "scale": 0.5, "zero_point": 3}
+    made = {"inputs": {"i0": same}, "outputs": {"o0": same}, "float": [], "beside_xnnpack": [], "own_scales": 1}
+    asked = calls(monkeypatch, lambda request, out: {**made, "asymmetric": ["c"]})
+    warnings: list[str] = []
+    monkeypatch.setattr(tflite.log, "warn", warnings.append)
+    TFLite().export(quantized, Precision.INT8, Calibration(path=tmp_path / "cal", digest="", count=2), base, out)
+    assert asked[0][1]["scales"] == scales
+    assert artifacts.read(out).facts["own_scales"] == 1
+    assert len(warnings) == 1 and "of c " in warnings[0] and "symmetric" in warnings[0]

@@ -39,3 +39,22 @@ def test_the_heat_map_is_one_file_without_scripts_and_escapes_every_name() -> No
 
     assert "<script" not in page and "<img" not in page and "<b>single" in page and "&lt;b&gt;" in page
     assert "http" not in page and "src=" not in page.replace("src=x", "")
+
+
+def test_an_engines_own_layers_replace_kernels_and_ranges_and_nothing_else() -> None:
+    real = explain.Real(
+        how="dynamic", kernel_db=3.25, kernel_cosine=0.5, low=None, high=None, lowest=-7.0, highest=7.0, saturated=None
+    )
+    seen = FOUND.by({"loud": real})
+    quiet, loud, _ = seen.layers
+
+    assert (loud.how, loud.kernel_db, loud.low, loud.highest) == ("dynamic", 3.25, None, 7.0)
+    assert (loud.noise, loud.macs, seen.ranked()[0].layer) == (0.9, 0.4, "loud")
+    assert (quiet.how, quiet.kernel_db, quiet.low) == ("unknown", None, None)
+    assert "dynamic" in explain.table(seen, engine="ncnn") and "from ncnn itself" in explain.table(seen, engine="ncnn")
+
+
+def test_the_heat_map_has_a_section_for_each_engine() -> None:
+    page = explain_html.render({"ncnn": FOUND.by({}), "tflite": FOUND}, "net")
+
+    assert page.count("<table>") == 2 and page.index("<h2>ncnn") < page.index("<h2>tflite")

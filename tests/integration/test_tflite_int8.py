@@ -1,0 +1,178 @@
+"""INT8 .tflite files by the real tools: own scales of quantized models, file size, and what XNNPACK takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from edgepack import artifact as artifacts
+from edgepack import converter
+from edgepack.engines.tflite import FILE, TFLite
+from edgepack.errors import ToolMissing
+from edgepack.types import Artifact, Calibration, Int8Options, Model, Precision
+from tests.conftest import missing
+from tests.integration.test_tflite import folder_of, model_of, ran, sqnr
+
+RNG = np.random.default_rng(29)
+TENSORS = """
+import json, sys
+from ai_edge_litert.interpreter import Interpreter
+found = {}
+for place in Interpreter(sys.argv[1]).get_tensor_details():
+    coding = place["quantization_parameters"]
+    found[str(place["index"])] = [place["name"], list(map(float, coding["scales"])),
+        list(map(int, coding["zero_points"]))]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> None:
+    try:
+        for script in ("onnx_to_tflite", "quantize_tflite", "run_tflite"):
+            converter.environment(script)
+    except ToolMissing as error:
+        missing(f"{error} ({error.hint})")
+
+
+def tensors_of(made: Artifact) -> list[tuple[str, list[float], list[int]]]:
+    """Name, scales and zero points of every tensor of a .tflite that has a scale."""
+    argv: list[Any] = [converter.environment("run_tflite"), "-c", TENSORS, made.folder / made.files[0]]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return [tuple(item) for item in json.loads(done.stdout.splitlines()[-1]).values() if item[1]]
+
+
+def pair(name: str, scale: float, zero: int, kind: type = np.uint8) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """A QuantizeLinear/DequantizeLinear pair: `name` -> `name`_q -> `name`_d."""
+    terms = {f"{name}_s": np.array(scale, np.float32), f"{name}_z": np.array(zero, kind)}
+    return [
+        helper.make_node("QuantizeLinear", [name, *terms], [f"{name}_q"]),
+        helper.make_node("DequantizeLinear", [f"{name}_q", *terms], [f"{name}_d"]),
+    ], terms
+
+
+SCALES = {"x": (0.03, 128), "r": (0.0234, 0), "h": (0.05, 101), "y": (0.11, 140)}
+
+
+def trained(path: Path, zero: int = 0) -> Model:
+    """1x3x8x8 -> 1x5 as quantization-aware training leaves it: pairs around everything, integers for the weights.
+
+    The first pair after a convolution stands behind its Relu, the second where a Relu was: its integers start at 0.
+    """
+    random = np.random.default_rng(1)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 1, 3, 3), "w3": (5, 8)}
+    arrays: dict[str, np.ndarray] = {}
+    nodes = []
+    for name, shape in shapes.items():
+        # -127 is left out: a training tool's range need not be what the largest weight says
+        arrays |= {
+            name: random.integers(-90, 91, shape, np.int8),
+            f"{name}_s": random.uniform(0.002, 0.006, shape[0]).astype(np.float32),
+            f"{name}_z": np.full(shape[0], zero, np.int8),
+        }
+        nodes.append(helper.make_node("DequantizeLinear", [name, f"{name}_s", f"{name}_z"], [f"{name}_d"], axis=0))
+    for name, (scale, offset) in SCALES.items():
+        both, terms = pair(name, scale, offset)
+        nodes += both
+        arrays |= terms
+    arrays["b1"] = random.standard_normal(8).astype(np.float32) / 4
+    nodes += [
+        helper.make_node("Conv", ["x_d", "w1_d", "b1"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r_d", "w2_d"], ["h"], group=8),
+        helper.make_node("MaxPool", ["h_d"], ["m"], kernel_shape=[6, 6]),
+        helper.make_node("Flatten", ["m"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3_d"], ["y"], transB=1),
+    ]
+    order = {name: index for index, name in enumerate(("x", "c", "r", "h", "m", "f", "y"))}
+    ranked = {"QuantizeLinear": 1, "DequantizeLinear": 2}
+
+    def place(node: onnx.NodeProto) -> tuple[int, int]:
+        first = node.input[0].removesuffix("_q") if node.op_type in ranked else node.output[0]
+        return order.get(first, -1), ranked.get(node.op_type, 0)
+
+    graph = helper.make_graph(
+        sorted(nodes, key=place),
+        "trained",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y_d", TensorProto.FLOAT, [1, 5])],
+        [numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return model_of(path)
+
+
+def exported(model: Model, data: np.ndarray, folder: Path, int8: Int8Options | None = None) -> Artifact:
+    for name in ("fp32", "int8"):
+        (folder / name).mkdir(parents=True)
+    TFLite().export(model, Precision.FP32, None, None, folder / "fp32")
+    calibration = Calibration(path=folder_of(folder / "cal", data), digest="", count=len(data))
+    TFLite().export(
+        model, Precision.INT8, calibration, folder / "fp32", folder / "int8", int8 or Int8Options(effort="fast")
+    )
+    return artifacts.read(folder / "int8")
+
+
+def test_a_model_trained_with_its_scales_keeps_them_in_the_file_and_gives_the_same_integers(tmp_path: Path) -> None:
+    model = trained(tmp_path / "model.onnx")
+    data = RNG.uniform(-3.5, 3.5, (24, 1, 3, 8, 8)).astype(np.float32)
+    made = exported(model, data, tmp_path)
+    there = tensors_of(made)
+    for name, (scale, zero) in SCALES.items():
+        assert any(s == [np.float32(scale)] and z == [zero - 128] for _, s, z in there), name
+    weights = {item.name: numpy_helper.to_array(item) for item in onnx.load(model.path).graph.initializer}
+    for name in ("w1", "w2", "w3"):
+        assert any(np.array_equal(np.float32(s), weights[f"{name}_s"]) and not any(z) for _, s, z in there), name
+    assert made.outputs[0].scale == np.float32(0.11) and made.outputs[0].zero_point == 140 - 128
+    (got,) = ran(made, model, tmp_path / "in", data)
+    session = ReferenceEvaluator(str(model.path))
+    wanted = np.stack([session.run(None, {"x": row})[0] for row in data])
+    steps = np.abs(got - wanted) / 0.11
+    assert steps.max() < 1.5 and (steps > 0.5).mean() < 0.1, "a step of the output, and rarely"
+    assert made.facts["float"] == [] and made.facts["own_scales"] >= 4
+
+
+def test_weights_with_a_zero_point_stay_in_float_and_are_named(tmp_path: Path) -> None:
+    model = trained(tmp_path / "model.onnx", zero=3)
+    data = RNG.uniform(-3.5, 3.5, (16, 1, 3, 8, 8)).astype(np.float32)
+    made = exported(model, data, tmp_path)
+    assert sorted(made.facts["asymmetric"]) == ["c", "h", "y"]
+    assert len([item for item in made.facts["float"] if item.split()[0] in ("CONV_2D", "DEPTHWISE_CONV_2D")]) == 2
+    (got,) = ran(made, model, tmp_path / "in", data)
+    session = ReferenceEvaluator(str(model.path))
+    assert (
+        sqnr(np.stack([session.run(None, {"x": row})[0] for row in data]), got) > 18
+    )  # the last pair's step alone gives 20
+
+
+def test_equal_vectors_are_stored_once_and_the_file_stays_near_a_quarter(tmp_path: Path) -> None:
+    """Twelve layers of 64 channels: 4.6 kB of zero points each way would be 9 % of the file."""
+    arrays, nodes = {}, []
+    for layer in range(12):
+        source, target = f"t{layer}" if layer else "x", f"t{layer + 1}"
+        arrays[f"w{layer}"] = (RNG.standard_normal((64, 64, 1, 1)) / 8).astype(np.float32)
+        arrays[f"b{layer}"] = (RNG.standard_normal(64) / 8).astype(np.float32)
+        nodes.append(helper.make_node("Conv", [source, f"w{layer}", f"b{layer}"], [target]))
+    graph = helper.make_graph(
+        nodes,
+        "deep",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64, 4, 4])],
+        [helper.make_tensor_value_info("t12", TensorProto.FLOAT, [1, 64, 4, 4])],
+        [numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    data = RNG.standard_normal((8, 1, 64, 4, 4)).astype(np.float32)
+    made = exported(model_of(path), data, tmp_path)
+    small, large = ((tmp_path / name / FILE).stat().st_size for name in ("int8", "fp32"))
+    assert small <= 0.31 * large
+    assert (tmp_path / "int8" / FILE).read_bytes().count(bytes(8 * 64)) == 1
+    assert made.facts["beside_xnnpack"] == []
