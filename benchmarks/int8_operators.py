@@ -26,8 +26,9 @@ from corpus_tools import forks
 
 from edgepack import artifact as artifacts
 from edgepack import converter, plugins
-from edgepack.types import Calibration, Model, Precision, TensorSpec
+from edgepack.types import Calibration, Int8Options, Model, Precision, TensorSpec
 
+FAST = Int8Options(effort="fast")  # all in integers, however near the outputs are
 ENGINES = ("onnxruntime", "tflite", "ncnn")
 SIDE, CHANNELS, SAMPLES = 8, 8, 16
 ALONE = ("Abs", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "Mish", "Neg",
@@ -213,7 +214,7 @@ def in_integers(engine: Any, group: list[tuple[str, list[onnx.NodeProto]]], work
     made.mkdir()
     engine.export(model, Precision.FP32, None, None, base)
     start = base if engine.base(Precision.INT8) is not None else None
-    engine.export(model, Precision.INT8, Calibration(path=samples, digest="x", count=SAMPLES), start, made)
+    engine.export(model, Precision.INT8, Calibration(path=samples, digest="x", count=SAMPLES), start, made, FAST)
     found = artifacts.read(made)
     if engine.name == "ncnn":
         return ncnn_layers(group, model, found)
