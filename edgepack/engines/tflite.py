@@ -196,8 +196,8 @@ def _evened(
 ) -> dict[str, Any]:
     """Try channels that are evened out, where they may allow more integers; what the better file says of itself.
 
-    More layers in integers win where their outputs are good enough and not much worse; at the effort "high" the nearer file of the same
-    recipe wins, too. What can't be converted a second time is no failure.
+    More layers in integers win where their outputs are good enough and not much worse; at the effort "high" the nearer
+    file of the same recipe wins, too. What can't be converted a second time is no failure.
     """
     at_most = RECIPES.index(made["recipe"]) + (int8.effort == "high")
     recipes = RECIPES[: min(at_most, 2)]
