@@ -38,7 +38,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module", autouse=True)
 def _environment() -> None:
     try:
-        for script in ("onnx_to_tflite", "quantize_tflite", "run_tflite"):
+        for script in ("onnx_to_tflite", "quantize_tflite", "run_tflite", "even_out"):
             converter.environment(script)
     except ToolMissing as error:
         missing(f"{error} ({error.hint})")
@@ -257,3 +257,40 @@ def test_a_file_with_old_operator_codes_and_float16_weights_is_quantized(
     made, closeness = shrunk(deep, base, tmp_path / "int8", Int8Options(effort="fast"))
     assert made.facts["float"] == [] and made.facts["beside_xnnpack"] == []
     assert closeness > 20
+
+
+def test_channels_are_evened_out_with_the_same_nodes_and_outputs(tmp_path: Path) -> None:
+    """A depthwise convolution reads channels of which one is two hundred times larger than the others."""
+    scale = np.ones(8, np.float32)
+    scale[2] = 200.0
+    arrays = {
+        "w1": (RNG.standard_normal((8, 3, 1, 1)) * scale[:, None, None, None]).astype(np.float32),
+        "w2": RNG.standard_normal((8, 1, 3, 3)).astype(np.float32),
+        "w3": (RNG.standard_normal((4, 8, 1, 1)) / scale[:, None, None]).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], group=8, pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["c", "w3"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "uneven",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 6, 6])],
+        [numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )
+    source = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
+    data = RNG.standard_normal((6, 1, 3, 6, 6)).astype(np.float32)
+    (tmp_path / "out").mkdir()
+    request = {"model": str(source), "samples": str(folder_of(tmp_path / "samples", data)), "kept": []}
+    assert converter.convert("even_out", request, tmp_path / "out")["changed"] >= 1
+    made = onnx.load(tmp_path / "out" / "model.onnx")
+    assert [node.output[0] for node in made.graph.node] == ["a", "b", "c", "y"]
+    weights = {item.name: numpy_helper.to_array(item) for item in made.graph.initializer}
+    rows = np.abs(weights[made.graph.node[0].input[1]]).max(axis=(1, 2, 3))
+    assert rows.max() / rows.min() < 50 < np.abs(arrays["w1"]).max(axis=(1, 2, 3)).max()
+    wanted, got = (ReferenceEvaluator(proto).run(None, {"x": data[0]})[0] for proto in (onnx.load(source), made))
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
