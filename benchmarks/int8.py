@@ -102,8 +102,8 @@ are left in float, and LiteRT's recipe where it isn't all integers.
 SIZES = """\
 Bytes at `normal` as a share of the same engine's fp32. Beside its int8 weights a layer has a scale and a bias of 4
 bytes each per channel: less than 1 % of fp32's size in large networks, 3 to 4 % where a channel has 40 weights
-(PP-OCRv2 cls, BlazeFace). The list of operators comes on top (ncnn's .param, a graph in the others), so that networks of less than
-200,000 weights stay above 27 %.
+(PP-OCRv2 cls, BlazeFace). The list of operators comes on top (ncnn's .param, a graph in the others), so that networks
+of less than 200,000 weights stay above 27 %.
 """
 TAIL = """\
 ## Where it is weak, and why
