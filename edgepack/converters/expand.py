@@ -30,17 +30,23 @@ EXPANDED = (
 
 def expanded(model: onnx.ModelProto, operators: tuple[str, ...] = EXPANDED) -> onnx.ModelProto:
     """The model with those operators written out; as it is when there are none, or onnx has no definition."""
-    wanted = sorted({node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} & set(operators))
-    if wanted:
-        model = typed(model)
-    for name in wanted:
+    tried: set[str] = set()
+    while wanted := _named(model) & set(operators) - tried:
+        if not tried:
+            model = typed(model)
+        name = max(wanted)  # SoftmaxCrossEntropyLoss is defined by NegativeLogLikelihoodLoss
+        tried.add(name)
         try:
             found = onnx.inliner.inline_selected_functions(model, [("", name)], inline_schema_functions=True)
             onnx.checker.check_model(found)
             model = found
         except Exception as error:  # the converter then says what it can't do
             print(f"{name} can't be written out: {error}")
-    return folded(model) if wanted else model
+    return folded(model) if tried else model
+
+
+def _named(model: onnx.ModelProto) -> set[str]:
+    return {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}
 
 
 def with_plain_constants(model: onnx.ModelProto) -> onnx.ModelProto:

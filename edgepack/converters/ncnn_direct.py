@@ -35,6 +35,7 @@ class Written:
 def write(model: onnx.ModelProto) -> Written:
     """ncnn's files for a model. Raises `SystemExit` naming the node that has no form."""
     model = expanded(with_plain_constants(model), tuple(name for name in EXPANDED if name not in OPERATORS))
+    model = with_plain_constants(model)
     model = folded(shaped(model))
     graph = Graph(model)
     constants_as_initializers(graph)

@@ -105,7 +105,7 @@ class Writer:
             array = self.constant(name)
             if array is None:
                 raise Refused(f"nothing gives its input {name!r}")
-            self.blobs[name] = self.memory(self._finite(name, array).reshape(natural(array.shape)))
+            self.blobs[name] = self.memory(self.finite(name, array).reshape(natural(array.shape)))
         return self.blobs[name]
 
     def take(self, name: str, shape: Shape | None = None) -> Blob:
@@ -113,11 +113,11 @@ class Writer:
         shape = natural(self.shape(name)) if shape is None else shape
         array = self.constant(name)
         if array is not None and name not in self.blobs and array.size == math.prod(shape):
-            return self.memory(self._finite(name, array).reshape(shape))
+            return self.memory(self.finite(name, array).reshape(shape))
         return self.view(self.blob(name), shape)
 
-    def _finite(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Constants as finite float32: ncnn is compiled with -ffast-math, which has no infinities."""
+    def finite(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A constant as finite float32: ncnn is compiled with -ffast-math, which has no infinities."""
         if array.dtype.kind not in "fiub":
             raise Refused(f"a constant is of type {array.dtype}")
         if array.dtype.kind == "f" and (np.abs(array) > LARGEST / 2).any():
@@ -183,6 +183,12 @@ class Writer:
             if math.prod(self.shape(name)) != math.prod(blob.shape):
                 raise Refused(f"{name!r} would come out as {blob.shape} instead of {self.shape(name)}")
             self.blobs[name] = blob
+
+    def keep(self, name: str, blob: Blob, shape: Shape) -> str:
+        """Name a blob that isn't ONNX's, for forms that take tensors by name and shape. Returns the name."""
+        self.graph.shapes[name] = list(shape)
+        self.give(name, blob)
+        return name
 
     # Small layers that many forms use ----------------------------------------------------------------------------
 

@@ -52,17 +52,17 @@ def broadcast(w: Writer, op: int, first: str, second: str) -> Blob:
     for name, other, flip in ((second, first, False), (first, second, True)):
         array = w.constant(name)
         if array is not None and array.size == 1 and (not flip or op in _MIRRORED):
-            number = w._finite(name, array).ravel()[0]
+            number = w.finite(name, array).ravel()[0]
             return w.scalar(_MIRRORED[op] if flip else op, w.blob(other), float(number))
     if left == right:
         held = w.blob(first) if w.constant(first) is None else w.blob(second)
         return w.binary(op, w.take(first, held.shape), w.take(second, held.shape))
     a, b = pair(left, right)
-    return w.binary(op, expand(w, w.take(first, a[0]), a[1]), expand(w, w.take(second, b[0]), b[1]))
+    return w.binary(op, w.take(first, a), w.take(second, b))
 
 
-def pair(left: Shape, right: Shape) -> tuple[tuple[Shape, Shape], tuple[Shape, Shape]]:
-    """For each operand the shape to view it in, and the one to tile it to, so that ncnn broadcasts the rest."""
+def pair(left: Shape, right: Shape) -> tuple[Shape, Shape]:
+    """Both operands' shapes with equally many axes, at most four."""
     rank = max(len(left), len(right))
     left, right = (1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right
     if rank <= 4 and left[0] == right[0] == 1 and rank > 1:
@@ -71,7 +71,7 @@ def pair(left: Shape, right: Shape) -> tuple[tuple[Shape, Shape], tuple[Shape, S
         left, right = _merged(left, right)
     if len(left) > 4:
         raise Refused(f"it broadcasts {left} with {right}")
-    return (left, left), (right, right)
+    return left, right
 
 
 def _merged(left: Shape, right: Shape) -> tuple[Shape, Shape]:
@@ -129,8 +129,7 @@ def chain(w: Writer, node: Node, op: int) -> None:
     for index, other in enumerate(node.inputs[1:], 2):
         found = broadcast(w, op, name, other)
         name = node.output if index == len(node.inputs) else f"{node.output}/{index}"
-        w.graph.shapes[name] = list(np.broadcast_shapes(w.shape(node.input(0)), *map(w.shape, node.inputs[1:index])))
-        w.give(name, found)
+        w.keep(name, found, np.broadcast_shapes(*map(w.shape, node.inputs[:index])))
 
 
 def variadic(w: Writer, node: Node) -> None:
@@ -142,12 +141,10 @@ def variadic(w: Writer, node: Node) -> None:
 def quotient(w: Writer, node: Node, nudged: str) -> Blob:
     """a / b of whole numbers, a moved by a half in the direction of a tensor's sign: rounding can't pass an integer."""
     a, b = node.inputs
-    name = f"{node.output}/nudged"
-    w.graph.shapes[name] = list(np.broadcast_shapes(w.shape(a), w.shape(nudged)))
-    half = f"{node.output}/half"
-    w.graph.shapes[half] = list(w.shape(nudged))
-    w.give(half, w.scalar(MUL, w.unary(SIGN, w.blob(nudged)), 0.5))
-    w.give(name, broadcast(w, ADD, a, half))
+    sign = w.unary(SIGN, w.blob(nudged))
+    half = w.keep(f"{node.output}/half", w.scalar(MUL, sign, 0.5), w.shape(nudged))
+    moved = broadcast(w, ADD, a, half)
+    name = w.keep(f"{node.output}/moved", moved, np.broadcast_shapes(w.shape(a), w.shape(nudged)))
     return broadcast(w, DIV, name, b)
 
 
@@ -157,12 +154,10 @@ def mod(w: Writer, node: Node) -> None:
     towards_zero = bool(node.get("fmod", 0))
     whole = w.whole(node.output)
     part = quotient(w, node, a if towards_zero else b) if whole else broadcast(w, DIV, a, b)
-    names = [f"{node.output}/{part}" for part in ("times", "product")]
-    for name in names:
-        w.graph.shapes[name] = list(w.shape(node.output))
-    w.give(names[0], w.unary(TRUNC if towards_zero else FLOOR, part))
-    w.give(names[1], broadcast(w, MUL, names[0], b))
-    w.give(node.output, broadcast(w, SUB, a, names[1]))
+    shape = w.shape(node.output)
+    times = w.keep(f"{node.output}/times", w.unary(TRUNC if towards_zero else FLOOR, part), shape)
+    product = w.keep(f"{node.output}/product", broadcast(w, MUL, times, b), shape)
+    w.give(node.output, broadcast(w, SUB, a, product))
 
 
 def power(w: Writer, node: Node) -> None:
@@ -209,9 +204,7 @@ def prelu(w: Writer, node: Node) -> None:
         x = w.take(node.input(0))
         w.give(node.output, w.layer("PReLU", [x], x.shape, {0: channels}, raw(slope)))
         return
-    low = f"{node.output}/low"
-    w.graph.shapes[low] = list(shape)
-    w.give(low, w.scalar(MIN, x, 0.0))
+    low = w.keep(f"{node.output}/low", w.scalar(MIN, x, 0.0), shape)
     below = broadcast(w, MUL, low, node.input(1))
     above = w.view(w.layer("ReLU", [x], x.shape), below.shape)
     w.give(node.output, w.binary(ADD, above, below))
@@ -311,20 +304,12 @@ def logic(w: Writer, node: Node) -> None:
 def where(w: Writer, node: Node) -> None:
     """condition * a + (1 - condition) * b: exact where a and b are finite."""
     condition, a, b = node.inputs
-    shapes = w.graph.shapes
-    names = [f"{node.output}/{part}" for part in ("not", "a", "b")]
-    mask = w.blob(condition)
-    if w.constant(a) is not None and not w.constant(a).any():
-        w.graph.shapes[names[0]] = list(w.shape(condition))
-        w.give(names[0], negated(w, mask))
-        w.give(node.output, broadcast(w, MUL, names[0], b))
-        return
-    shapes[names[0]] = list(w.shape(condition))
-    w.give(names[0], negated(w, mask))
-    for name, other, source in ((names[1], condition, a), (names[2], names[0], b)):
-        shapes[name] = list(np.broadcast_shapes(w.shape(other), w.shape(source)))
-        w.give(name, broadcast(w, MUL, other, source))
-    w.give(node.output, broadcast(w, ADD, names[1], names[2]))
+    otherwise = w.keep(f"{node.output}/not", negated(w, w.blob(condition)), w.shape(condition))
+    parts = []
+    for mask, source in ((condition, a), (otherwise, b)):
+        shape = np.broadcast_shapes(w.shape(mask), w.shape(source))
+        parts.append(w.keep(f"{node.output}/{len(parts)}", broadcast(w, MUL, mask, source), shape))
+    w.give(node.output, broadcast(w, ADD, *parts))
 
 
 def cast_like(w: Writer, node: Node) -> None:

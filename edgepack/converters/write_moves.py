@@ -281,6 +281,14 @@ def constant(w: Writer, node: Node) -> None:
     w.blob(node.output)
 
 
+def measured(w: Writer, node: Node) -> None:
+    """Shape and Size as outputs of the model: they are known."""
+    sizes = w.shape(node.input(0))
+    part = sizes[int(node.get("start", 0)) : int(node.get("end", len(sizes)))]
+    numbers = [math.prod(sizes)] if node.proto.op_type == "Size" else part
+    w.give(node.output, w.memory(np.array(numbers, np.float32)))
+
+
 def triangle(w: Writer, node: Node) -> None:
     """Trilu as a product with a triangle of ones."""
     shape = w.shape(node.input(0))
@@ -304,5 +312,6 @@ OPERATORS: dict[str, Callable[[Writer, Node], None]] = {
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
     "Constant": constant,
+    **dict.fromkeys(("Shape", "Size"), measured),
     "Trilu": triangle,
 }

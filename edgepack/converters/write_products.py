@@ -70,10 +70,8 @@ def gemm(w: Writer, node: Node) -> None:
         y = product(w, x, right)
         y = y if alpha == 1.0 else w.scalar(MUL, y, alpha)
     if c:
-        scaled, made = f"{node.output}/c", f"{node.output}/product"
-        w.graph.shapes[scaled], w.graph.shapes[made] = list(w.shape(c)), list(w.shape(node.output))
-        w.give(scaled, w.blob(c) if beta == 1.0 else w.scalar(MUL, w.blob(c), beta))
-        w.give(made, y)
+        scaled = w.keep(f"{node.output}/c", w.blob(c) if beta == 1.0 else w.scalar(MUL, w.blob(c), beta), w.shape(c))
+        made = w.keep(f"{node.output}/product", y, w.shape(node.output))
         y = broadcast(w, ADD, made, scaled)
     w.give(node.output, y)
 
