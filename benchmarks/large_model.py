@@ -3,7 +3,7 @@
     python benchmarks/large_model.py --scratch DIR [--mb 300] [--report docs/large_models.md]
 
 Three models: a row of MatMul; the same with opset 11 and transposed weights (the importer lifts it and runs both, the
-simplifier folds every weight); a row of Conv with BatchNormalization. And one of many nodes. Bare tools are `onnx.load`,
+simplifier folds every weight); a row of Conv with BatchNormalization. And many nodes. Bare tools: `onnx.load`,
 shape inference (with opset 11 also the version converter) and `onnx.save`; onnxsim alone; and ONNX Runtime on the file.
 Figures: seconds, and peak resident memory in multiples of the file.
 """
