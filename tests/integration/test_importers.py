@@ -281,6 +281,23 @@ def test_external_data_ends_up_inside_the_one_file(tmp_path: Path) -> None:
     assert done.onnx.graph.initializer[0].raw_data
 
 
+@pytest.mark.parametrize("folder", ["", "weights/"])
+def test_large_external_data_pass_every_step_that_runs_the_model(tmp_path: Path, folder: str) -> None:
+    """An old opset is lifted and compared, an output's size is found by running: both look for the weights' file."""
+    held = [weights("w", 600, 600), weights("b", 600)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["1"]),
+        helper.make_node("Add", ["1", "b"], ["2"]),
+        helper.make_node("Softmax", ["2"], ["y"]),
+    ]
+    model = make(nodes, [value("x", [2, 600])], [value("y", None)], held, opset=11)
+    (tmp_path / "weights").mkdir()
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location=f"{folder}w.bin", size_threshold=0)
+    done = Imported(OnnxImporter(), str(tmp_path / "model.onnx"), {}, tmp_path).agrees()
+    assert done.model.opset == 17 and done.outputs == {"y": (2, 600)}
+    assert not any(tensor.external_data for tensor in done.onnx.graph.initializer)
+
+
 HOSTILE = [
     'x");system("true");("',
     "line\nbreak",
