@@ -94,9 +94,9 @@ def main() -> None:
     rows = []
     for kind, words in KINDS.items():
         rows += [[words, *row] for row in one(folder, kind, options.mb)]
-        print("\n".join(" | ".join(row) for row in rows[-3:]))
-    if options.report:
-        options.report.write_text(page(rows))
+        print("\n".join(" | ".join(row) for row in rows[-3:]), flush=True)
+        if options.report:
+            options.report.write_text(page(rows))
 
 
 def one(folder: Path, kind: str, mb: int) -> list[list[str]]:
