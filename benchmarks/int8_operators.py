@@ -21,16 +21,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+sys.path.insert(0, str(Path(__file__).parent))
+from corpus_tools import forks
+
 from edgepack import artifact as artifacts
 from edgepack import converter, plugins
-from edgepack.types import Calibration, Model, Precision, TensorSpec
+from edgepack.types import Calibration, Int8Options, Model, Precision, TensorSpec
 
+FAST = Int8Options(effort="fast")  # all in integers, however near the outputs are
 ENGINES = ("onnxruntime", "tflite", "ncnn")
 SIDE, CHANNELS, SAMPLES = 8, 8, 16
-ALONE = ("Abs", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "Log", "Mish", "Neg",
-         "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "GlobalAveragePool", "GlobalMaxPool",
+ALONE = ("Abs", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "Mish", "Neg",
+         "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "GlobalAveragePool", "GlobalMaxPool",
          "Flatten", "LeakyRelu", "Softmax", "LogSoftmax")  # fmt: skip
-TWO = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "MatMul", "Concat")
+TWO = ("Add", "Sub", "Mul", "Div", "Max", "Min", "MatMul", "Concat")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "Softmax")  # asked of ncnn
 READ_TFLITE = """
 import json, sys
@@ -55,6 +59,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--engine", action="append", default=[], choices=ENGINES)
     options = parser.parse_args()
+    forks.install()
     for name in options.engine or ENGINES:
         work = options.scratch / name
         shutil.rmtree(work, ignore_errors=True)
@@ -86,6 +91,9 @@ def branches() -> list[tuple[str, list[onnx.NodeProto]]]:
     """Each operator with a node that reads ``a`` (and ``b``) and makes ``y``."""
     made = [(op, [helper.make_node(op, ["a"], ["y"])]) for op in ALONE]
     made += [(op, [helper.make_node(op, ["a", "b"], ["y"], **({"axis": 1} if op == "Concat" else {}))]) for op in TWO]
+    above = helper.make_node("Clip", ["a", "one", "six"], ["c"])
+    made += [(op, [above, helper.make_node(op, ["c"], ["y"])]) for op in ("Log", "Sqrt")]
+    made += [("Pow", [above, helper.make_node("Pow", ["c", "two"], ["y"])])]
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
     node = helper.make_node
     made += [
@@ -122,16 +130,27 @@ def branches() -> list[tuple[str, list[onnx.NodeProto]]]:
 
 
 def constants() -> dict[str, np.ndarray]:
+    """What the operators read beside values."""
     random = np.random.default_rng(0)
+    numbers = {"zero": 0, "one": 1, "two": 2, "six": 6}
+    lists = {
+        "places": [2, 3],
+        "places0": [1, 2],
+        "shape": [1, CHANNELS, SIDE * 2, SIDE // 2],
+        "pads": [0, 0, 1, 1, 0, 0, 1, 1],
+        "times": [1, 1, 2, 2],
+        "first": [0],
+        "twice": [2, CHANNELS, SIDE, SIDE],
+    }
     return {
-        "zero": np.float32(0), "six": np.float32(6), "slope": np.full((CHANNELS, 1, 1), 0.2, np.float32),
-        "ones": np.ones(CHANNELS, np.float32), "places": np.array([2, 3]), "places0": np.array([1, 2]),
-        "sizes": np.array([1, 1, 2, 2], np.float32), "shape": np.array([1, CHANNELS, SIDE * 2, SIDE // 2]),
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "times": np.array([1, 1, 2, 2]), "first": np.array([0]),
-        "twice": np.array([1, CHANNELS, SIDE, SIDE]),
+        **{name: np.array(value, np.float32) for name, value in numbers.items()},
+        **{name: np.array(value, np.int64) for name, value in lists.items()},
+        "slope": np.full((CHANNELS, 1, 1), 0.2, np.float32),
+        "ones": np.ones(CHANNELS, np.float32),
+        "sizes": np.array([1, 1, 2, 2], np.float32),
         "kernel": random.normal(0, 0.2, (CHANNELS, CHANNELS, 1, 1)).astype(np.float32),
         "matrix": random.normal(0, 0.1, (CHANNELS * SIDE * SIDE, 16)).astype(np.float32),
-    }  # fmt: skip
+    }
 
 
 def model_of(group: list[tuple[str, list[onnx.NodeProto]]], path: Path) -> Model:
@@ -195,7 +214,7 @@ def in_integers(engine: Any, group: list[tuple[str, list[onnx.NodeProto]]], work
     made.mkdir()
     engine.export(model, Precision.FP32, None, None, base)
     start = base if engine.base(Precision.INT8) is not None else None
-    engine.export(model, Precision.INT8, Calibration(path=samples, digest="x", count=SAMPLES), start, made)
+    engine.export(model, Precision.INT8, Calibration(path=samples, digest="x", count=SAMPLES), start, made, FAST)
     found = artifacts.read(made)
     if engine.name == "ncnn":
         return ncnn_layers(group, model, found)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack import operators, steps
 from edgepack.cli import cli
 from edgepack.errors import EdgepackError
 
@@ -69,3 +71,19 @@ def test_check_of_a_model_that_nothing_can_build_exits_3(tmp_path: Path) -> None
     done = CliRunner().invoke(cli, ["check", *words], catch_exceptions=False)
     assert done.exit_code == 3
     assert "ncnn takes quantized ONNX only as" in done.output
+
+
+def test_quick_converts_nothing_and_names_the_node_that_never_came_out_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {"op": "ConvInteger", "when": ["input 3 is a constant"], "seen": "2 tests of the corpus: no such layer"}
+    monkeypatch.setattr(operators, "_measured", lambda: {"tflite": [rule]})
+    monkeypatch.setattr(steps, "export", lambda *_: pytest.fail("quick has exported"))
+    engines = ["--engine", "onnxruntime", "--engine", "tflite", "--engine", "ncnn"]
+    words = [str(quantized(tmp_path / "m.onnx")), "-t", "rk3588", *engines, "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, ["check", *words, "--quick", "--json"], catch_exceptions=False)
+    rows = {row["variant"]: row for row in json.loads(done.stdout)["variants"]}
+    answers = [rows[f"{engine}-fp32"]["answer"] for engine in ("onnxruntime", "tflite", "ncnn")]
+    assert answers == ["likely", "unlikely", "no"]
+    (finding,) = rows["tflite-fp32"]["findings"]
+    assert (finding["effect"], finding["op"]) == ("unlikely", "ConvInteger") and "no such layer" in finding["reason"]

@@ -37,11 +37,13 @@ def test_no_sampled_node_test_gives_a_wrong_variant_or_a_traceback(tmp_path: Pat
     assert len(names) > 1500
     right = 0
     for name in names[START::EVERY]:
-        found = corpus.examine(folder / name, tmp_path / "work" / name, corpus.ENGINES, bare=False)
+        kept = tmp_path / "prepared" / name
+        found = corpus.examine(folder / name, tmp_path / "work" / name, corpus.ENGINES, bare=False, kept=kept)
         for engine, value in found.items():
             assert value["status"] not in ("WRONG", "TRACEBACK"), (name, engine, value["reason"])
             assert value["status"] == "right" or value["reason"], (name, engine)
             right += value["status"] == "right"
         if found["import"]["status"] == "right":
             assert found["onnxruntime"]["status"] == "right", (name, found["onnxruntime"])
+            assert corpus.predicted(found, kept)["check"]["onnxruntime"] is True
     assert right >= 4
