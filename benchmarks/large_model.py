@@ -3,9 +3,9 @@
     python benchmarks/large_model.py --scratch DIR [--mb 300] [--report docs/large_models.md]
 
 Three models: a row of MatMul; the same with opset 11 and transposed weights (the importer lifts it and runs both, the
-simplifier folds every weight); a row of Conv with BatchNormalization. And one of many nodes. Bare tools are
-`onnx.load`, shape inference (with opset 11 also the version converter) and `onnx.save`; onnxsim alone;
-and ONNX Runtime on the file. Figures: seconds, and peak resident memory in multiples of the file.
+simplifier folds every weight); a row of Conv with BatchNormalization. And many nodes. Bare tools: `onnx.load`,
+shape inference (with opset 11 also the version converter) and `onnx.save`; onnxsim alone; and ONNX Runtime on the file.
+Figures: seconds, and peak resident memory in multiples of the file.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def main() -> None:
     rows = []
     for kind, words in KINDS.items():
         rows += [[words, *row] for row in one(folder, kind, options.mb)]
-        print("\n".join(" | ".join(row) for row in rows[-3:]))
-    if options.report:
-        options.report.write_text(page(rows))
+        print("\n".join(" | ".join(row) for row in rows[-3:]), flush=True)
+        if options.report:
+            options.report.write_text(page(rows))
 
 
 def one(folder: Path, kind: str, mb: int) -> list[list[str]]:

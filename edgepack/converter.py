@@ -256,7 +256,7 @@ def _memory_limit() -> int:
 
 
 def _last_words(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "warnings.warn(" not in line]
     return lines[-1][:600] if lines else ""
 
 

@@ -59,7 +59,7 @@ def read(path: Path) -> onnx.ModelProto:
     for tensor in onnx.external_data_helper._get_all_tensors(model):
         if outside(tensor) and tensor.name not in kept:
             onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("data_location")
             del tensor.external_data[:]
     return model
 

@@ -16,6 +16,7 @@ the median of the timed runs on the first sample, after one warm-up.
 """
 
 import json
+import re
 import statistics
 import sys
 import time
@@ -73,7 +74,8 @@ def timed(run, times: int) -> float | None:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+    text = " ".join(str(error).split())
+    return re.sub(r"Load model from .*? failed: ?", "", text)[:400]  # the path is one of the cache
 
 
 if __name__ == "__main__":

@@ -284,6 +284,23 @@ def test_external_data_ends_up_inside_the_one_file(tmp_path: Path) -> None:
     assert done.onnx.graph.initializer[0].raw_data
 
 
+@pytest.mark.parametrize("folder", ["", "weights/"])
+def test_large_external_data_pass_every_step_that_runs_the_model(tmp_path: Path, folder: str) -> None:
+    """An old opset is lifted and compared, an output's size is found by running: both look for the weights' file."""
+    held = [weights("w", 600, 600), weights("b", 600)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["1"]),
+        helper.make_node("Add", ["1", "b"], ["2"]),
+        helper.make_node("Softmax", ["2"], ["y"]),
+    ]
+    model = make(nodes, [value("x", [2, 600])], [value("y", None)], held, opset=11)
+    (tmp_path / "weights").mkdir()
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location=f"{folder}w.bin", size_threshold=0)
+    done = Imported(OnnxImporter(), str(tmp_path / "model.onnx"), {}, tmp_path).agrees()
+    assert done.model.opset == 17 and done.outputs == {"y": (2, 600)}
+    assert not any(tensor.external_data for tensor in done.onnx.graph.initializer)
+
+
 HOSTILE = [
     'x");system("true");("',
     "line\nbreak",
@@ -464,6 +481,44 @@ def test_edgepacks_own_process_stays_small_for_a_model_of_100_mb(tmp_path: Path)
     # Not ru_maxrss: that one starts at what the parent had when it forked.
     [peak] = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("VmHWM")]
     assert int(peak) < 200 << 10  # KiB
+
+
+def test_importing_and_simplifying_take_at_most_three_times_the_model(tmp_path: Path) -> None:
+    """80 MB of weights in an old opset, which is run twice and lifted; BatchNormalization goes into a convolution."""
+    many = 2600
+    held = [numpy_helper.from_array(np.full((many, many), 1 / many, np.float32), name) for name in "wv"]
+    held += [weights(name, many) for name in "abcd"]
+    held.append(numpy_helper.from_array(np.full((many, many, 1, 1), 1 / many, np.float32), "k"))
+    held.append(numpy_helper.from_array(np.array([1, many, 1, 1]), "sizes"))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["1"]),
+        helper.make_node("Transpose", ["v"], ["t"]),
+        helper.make_node("MatMul", ["1", "t"], ["2"]),
+        helper.make_node("Reshape", ["2", "sizes"], ["3"]),
+        helper.make_node("Conv", ["3", "k"], ["4"]),
+        helper.make_node("BatchNormalization", ["4", *"abcd"], ["5"]),
+        helper.make_node("Relu", ["5"], ["y"]),
+    ]
+    source = write(tmp_path, make(nodes, [value("x", [1, many])], [value("y", None)], held, opset=11))
+    size = source.stat().st_size
+    assert size > 80e6
+    model = source
+    for script, request in (("import_onnx", {"name": "m", "shapes": {}}), ("simplify_onnx", {})):
+        out = tmp_path / script
+        out.mkdir()
+        file = out / "request.json"
+        file.write_text(json.dumps({**request, "model": str(model), "out": str(out), "scratch": str(out)}))
+        code = (
+            "import runpy, sys; script = sys.argv.pop(1); sys.argv[0] = script\n"
+            "runpy.run_path(script, run_name='__main__')\n"
+            "print(open('/proc/self/status').read())\n"
+        )
+        argv = [str(converter.environment(script)), "-c", code, str(converter.FOLDER / f"{script}.py"), str(file)]
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        [peak] = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("VmHWM")]
+        assert int(peak) * 1024 < 3 * size, script
+        model = out / "model.onnx"
+    assert [node.op_type for node in onnx.load(model).graph.node] == ["MatMul", "MatMul", "Reshape", "Conv", "Relu"]
 
 
 # ---- PyTorch
