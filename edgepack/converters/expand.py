@@ -32,7 +32,7 @@ def expanded(model: onnx.ModelProto, operators: tuple[str, ...] = EXPANDED) -> o
     """The model with those operators written out; as it is when there are none, or onnx has no definition."""
     wanted = sorted({node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} & set(operators))
     if wanted:
-        model = typed(model)
+        model = with_defaults(typed(model), wanted)
     for name in wanted:
         try:
             found = onnx.inliner.inline_selected_functions(model, [("", name)], inline_schema_functions=True)
@@ -41,6 +41,18 @@ def expanded(model: onnx.ModelProto, operators: tuple[str, ...] = EXPANDED) -> o
         except Exception as error:  # the converter then says what it can't do
             print(f"{name} can't be written out: {error}")
     return folded(model) if wanted else model
+
+
+def with_defaults(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model, with every attribute of those operators said: the inliner takes one that isn't for absent."""
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    for node in model.graph.node:
+        if node.op_type in names and node.domain in ("", "ai.onnx"):
+            said = {attribute.name for attribute in node.attribute}
+            for name, attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
+                if name not in said and attribute.default_value.type:
+                    node.attribute.append(attribute.default_value)
+    return model
 
 
 def with_plain_constants(model: onnx.ModelProto) -> onnx.ModelProto:
