@@ -35,7 +35,7 @@ import corpus
 from corpus_tools import architectures_page, forks
 
 from edgepack import artifact as artifacts
-from edgepack import calibration, config, converter, plan, plugins, steps, verify
+from edgepack import calibration, config, converter, plan, plugins, project, steps, verify
 from edgepack.cache import Entry
 from edgepack.types import Model, Precision
 
@@ -157,7 +157,7 @@ def prepare(item: Mapping[str, Any], work: Path, facts: dict[str, Any]) -> tuple
     for made in (reference, ran):
         made.mkdir()
     importer.reference(item["source"], model, given["options"], samples, reference)
-    steps._run_onnx(model, samples, ran)
+    steps.infer(model, samples, ran)
     gathered = steps.Samples(
         verify=samples, verify_digest="x", verify_count=SAMPLES + 1, synthetic=True, calibration=None
     )
@@ -170,7 +170,7 @@ def prepare(item: Mapping[str, Any], work: Path, facts: dict[str, Any]) -> tuple
     for graph_pass in plugins.load_all("passes"):
         out = work / graph_pass.name
         out.mkdir()
-        steps._apply_pass(graph_pass, model, gathered, entry, out)
+        steps.apply_pass(graph_pass, model, gathered, entry, out)
         if json.loads((out / "facts.json").read_text())["kept"]:
             model = steps.read_model(Entry(path=out, digest="x", reused=False))
     return replace(model, origin=origin), samples, reference
@@ -198,7 +198,7 @@ def arguments(item: Mapping[str, Any]) -> dict[str, Any]:
         "shapes": {name: shape for name, shape, _ in inputs},
         "options": options,
         "samples": known.samples,
-        "preprocess": config.load_preprocess(known.preprocess) if known.preprocess else {},
+        "preprocess": project.load(known.preprocess).preprocess if known.preprocess else {},
     }
 
 

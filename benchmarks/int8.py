@@ -64,18 +64,25 @@ something else is in the way (Hardswish, learned scales), a Mul is put beside th
 layer's sums** (GPTQ, Frantar et al. 2022, arXiv:2210.17323, on the covariance of what a layer reads), and keeps that
 where it is nearer on the calibration samples.
 
-LiteRT tries less and less in integers (see `quantize_tflite.py`) until the calibration samples' outputs are good enough
-(at `high` the first two recipes always). ONNX Runtime keeps every layer in integers but those that `keep_float` and
-`wide` name; ncnn leaves the most sensitive ones in float at `high`, with at most 5 % of the multiplications. (16-bit
-activations: ONNX Runtime has no integer kernel for them, LiteRT only slow reference kernels, so there such layers stay
-in float.) Samples are read one at a time; memory and time are in [int8-calibration.md](int8-calibration.md).
+LiteRT tries less and less in integers (see `quantize_tflite.py`) until the calibration samples' outputs are good
+enough (at `high` the first two recipes always). ONNX Runtime keeps every layer in integers but those that
+`keep_float` and `wide` name; ncnn leaves the most sensitive ones in float at `high`, with at most 5 % of the
+multiplications. (16-bit activations: ONNX Runtime has no integer kernel for them, LiteRT only slow reference kernels,
+20 to 200 times slower than int8 on XNNPACK, so there such layers stay in float.) Where LiteRT has to leave more than
+divisions in float, channels are evened out too; the file with more integers is taken if that costs less than 3 dB.
+`--surface float` makes float inputs and outputs of its int8 ones. Its files have equal vectors stored once, and the
+facts of a variant name the operators that XNNPACK doesn't take (`beside_xnnpack`). Samples are read one at a time;
+memory and time are in [int8-calibration.md](int8-calibration.md).
 
 **No convolution falls back to float in ONNX Runtime**: its integer kernels add the bias in 32 bits, in steps of weight
 times activation. Channels that training left with next to no weights have steps so small that their bias doesn't fit,
 and one such channel kept a whole layer in float (26 of 49 in EfficientNet-Lite0, which ran four times as long for it).
 Weights of such channels get coarser steps. The file is an ONNX file with the integer kernels in it, each constant once.
 
-A model that brings its own scales (QDQ) keeps them in ONNX Runtime; biases that training left in float become int32.
+A model that brings its own scales (QDQ) keeps them in all three engines; biases that training left in float become
+int32 in ONNX Runtime. In a .tflite, tensors without a pair get a measured range, layers whose weights have none stay
+in float, and so do those whose weights have a zero point, which TFLite doesn't know: a warning names them. -128 in
+weights becomes -127 there, since ARM kernels add two products in 16 bits.
 
 What was tried and not kept: correction for the mean that clipping activations takes away (no difference); `.ort` files
 for INT8 (their tables weigh as much as a small network).

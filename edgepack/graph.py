@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the graph, for listing: its title, and its future."""
+    """One step of the graph, for listing: its title ("" for one that isn't listed), and its future."""
 
     title: str
     future: Future[Any]

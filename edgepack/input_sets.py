@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,7 @@ def check(sets: Sequence[InputSet], inputs: Sequence[TensorSpec]) -> dict[str, d
                 raise UsageError(
                     f"The input set {item.name!r} gives {name!r} {len(shape)} axes ({_x(shape)}), but the model's has "
                     f"{len(base[name])}: {_x(base[name])}.",
-                    f"For example: --input-set {item.name}:{name}={_x(base[name])}",
+                    f"For example: --input-set {shlex.quote(f'{item.name}:{name}={_x(base[name])}')}",
                     id="EP211",
                 )
         shapes = {**base, **item.shapes}

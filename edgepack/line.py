@@ -52,7 +52,7 @@ class Line:
         self.seconds: dict[Variant, float] = {}
         imported = graph.add("import", lambda: steps.import_model(plan, cache), urgency=FIRST)
         # A set that doesn't fit the model ends the build here, before anything long.
-        plans = graph.add("input sets", lambda m: plan.for_sets(m.inputs), imported, urgency=FIRST)
+        plans = graph.add("", lambda m: plan.for_sets(m.inputs), imported, urgency=FIRST)
         self.base = self._source("", plans, imported)
         self.sources = {"": self.base, **{item.name: self._source(item.name, plans) for item in plan.input_sets}}
         # Only ever a warning: nothing waits for it, and where it fails, the steps that run the same model say why.
@@ -79,7 +79,7 @@ class Line:
         def add(title: str, work: Callable[..., T], *needs: Future[Any]) -> Future[T]:
             return self.graph.add(title + where, work, *needs, urgency=FIRST)
 
-        plan = add("plan", lambda all_plans: all_plans[name], plans)
+        plan = self.graph.add("", lambda all_plans: all_plans[name], plans, urgency=FIRST)
         imported = imported or add("import", lambda p: steps.import_model(p, cache), plan)
         samples = add("samples", lambda p, m: steps.samples_of(p, cache, m), plan, imported)
         reference = add("reference", lambda p, m, s: steps.run_reference(p, cache, m, s), plan, imported, samples)

@@ -133,7 +133,7 @@ def dry_run(plan: BuildPlan, root: Path) -> list[tuple[str, str]]:
         Line(plan, DryCache(root), graph, compilers)
         graph.finish()
     states: list[tuple[str, str]] = []
-    for node in graph.nodes:
+    for node in (node for node in graph.nodes if node.title):
         error = node.future.exception()
         if error is None:
             states.append((node.title, "cached"))

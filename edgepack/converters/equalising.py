@@ -81,8 +81,8 @@ class Equaliser:
             return plain and (len(node.input) < 3 or self.constants[node.input[2]].ndim == 1)
         return weight.ndim == 2
 
-    def apply(self) -> int:
-        """Scale what pays; the number of tensors that were changed."""
+    def apply(self, *, beside: bool = True) -> int:
+        """Scale what pays, `beside` layers too; the number of tensors that were changed."""
         changed, done = 0, set()
         for group in self._groups():
             if not group.free or not group.readers:
@@ -98,7 +98,7 @@ class Equaliser:
                 self._scale_inputs(node, factors)
             done |= group.tensors
             changed += 1
-        return changed + self._explicit(done)
+        return changed + (self._explicit(done) if beside else 0)
 
     def _explicit(self, done: set[str]) -> int:
         """Mul beside layers, for tensors that share their scale with what can't adapt."""

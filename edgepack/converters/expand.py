@@ -79,19 +79,20 @@ def typed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with what its definitions compute from shapes and constants as constants."""
-    while True:
-        before = len(model.graph.node)
-        model = _folded_once(onnx.shape_inference.infer_shapes(model, data_prop=True))
-        if len(model.graph.node) == before:
-            return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    while _fold(model):
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return model
 
 
-def _folded_once(model: onnx.ModelProto) -> onnx.ModelProto:
+def _fold(model: onnx.ModelProto) -> bool:
+    """Compute what constants and known shapes give, in place; says whether there was anything."""
     graph, rest = model.graph, []
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.value_info)}
-    known = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    shapes |= {name: list(array.shape) for name, array in known.items()}
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    shapes |= {name: list(tensor.dims) for name, tensor in held.items()}
     surface = {value.name for value in graph.output}
+    fresh: dict[str, onnx.TensorProto] = {}
     for node in graph.node:
         made = None
         try:
@@ -99,21 +100,28 @@ def _folded_once(model: onnx.ModelProto) -> onnx.ModelProto:
                 pass
             elif node.op_type in ("Shape", "Size") and 0 not in shapes.get(node.input[0], [0]):
                 made = [_measured(node, shapes[node.input[0]])]
-            elif all(name in known or not name for name in node.input) and not has_graph(node):
-                made = evaluated(model, node, {name: known[name] for name in node.input if name})
+            elif all(name in held or not name for name in node.input) and not has_graph(node):
+                feeds = {name: onnx.numpy_helper.to_array(held[name]) for name in node.input if name}
+                made = evaluated(model, node, feeds)
         except Exception as error:  # it stays a node
             print(f"{node.op_type} can't be folded: {error}")
         if made is None or sum(np.asarray(array).nbytes for array in made) > LARGEST:
             rest.append(node)
             continue
         for name, array in zip(node.output, made, strict=False):
-            known[name] = np.asarray(array)
-            shapes[name] = list(known[name].shape)
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(rest)
-    used = {name for node in rest for name in node.input} | surface
-    graph.initializer.extend(onnx.numpy_helper.from_array(known[name], name) for name in known if name in used)
-    return model
+            held[name] = fresh[name] = onnx.numpy_helper.from_array(np.asarray(array), name)
+            shapes[name] = list(np.shape(array))
+    if not fresh:
+        return False
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in rest]
+    del graph.node[:]
+    graph.node.extend(kept)
+    used = {name for node in kept for name in node.input} | surface
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]
+    graph.initializer.extend(tensor for name, tensor in fresh.items() if name in used)
+    return True
 
 
 def _measured(node: onnx.NodeProto, sizes: list[int]) -> np.ndarray:

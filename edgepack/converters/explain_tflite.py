@@ -85,7 +85,7 @@ def operators(path: Path) -> list[Operator]:
             continue
         place = 2 if kind == "TRANSPOSE_CONV" else 0  # there the output's shape comes first
         target = operator.Outputs(0)
-        names = tuple(graph.Tensors(index).Name().decode() for index in (*inputs, target))
+        names = tuple((graph.Tensors(index).Name() or b"").decode() for index in (*inputs, target))
         types = [np.dtype(dtypes[graph.Tensors(index).Type()]) for index in (inputs[1], inputs[place])]
         found.append(Operator(kind, int(inputs[place]), int(target), names, *types))
     return found

@@ -19,20 +19,23 @@ holds ``notes`` for the user, or ``error`` (kind, id, message, hint) where the m
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.checker
 import onnx.inliner
+import onnx.numpy_helper
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import onnx_file
-from onnx_checks import check_nodes, check_weights, put_in_order
+from onnx_checks import MOST, check_nodes, check_sizes, check_weights, put_in_order
 from onnx_opset import ENOUGH, check_opset, lift
 from onnx_surface import drop_initializers_from_inputs, fill_empty_inputs, fix_inputs, resolve_outputs
 from onnx_value import axes, fixed, spec
@@ -71,7 +74,9 @@ def run(request: dict[str, Any], out: Path) -> list[str]:
     opset = check_opset(model, name, notes)
     put_in_order(model, name, notes)
     check_nodes(model, name)
+    check_sizes(model, name)
     check_weights(model, name)
+    fill_sparse(model, name)
     drop_initializers_from_inputs(model)
     fill_empty_inputs(model)
     fix_inputs(model, request["shapes"], request.get("dtypes") or {})
@@ -103,6 +108,31 @@ def load(path: Path, name: str) -> onnx.ModelProto:
             "EP304",
         ) from error
     return model
+
+
+def fill_sparse(model: onnx.ModelProto, name: str) -> None:
+    """Sparse weights as usual ones: no engine has them, and few tools do."""
+    graph = model.graph
+    for sparse in graph.sparse_initializer:
+        held = sparse.values.name
+        if math.prod(sparse.dims) > MOST:
+            raise Refused(
+                f"{name}: the sparse tensor {held!r} has the sizes {list(sparse.dims)}, more than a device's memory.",
+                "Export the model with smaller tensors.",
+                "EP305",
+            )
+        values, places = (onnx.numpy_helper.to_array(tensor) for tensor in (sparse.values, sparse.indices))
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        try:
+            dense[np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)] = values
+        except (IndexError, ValueError) as error:
+            raise Refused(
+                f"{name}: the places of the sparse tensor {held!r} are not in it: {one_line(error)}.",
+                "The file is damaged: copy or download it again.",
+                "EP303",
+            ) from error
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, held))
+    del graph.sparse_initializer[:]
 
 
 def infer(model: onnx.ModelProto) -> onnx.ModelProto:

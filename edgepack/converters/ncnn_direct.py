@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import onnx
 from expand import EXPANDED, expanded, folded, with_plain_constants
 from ncnn_forms import constants_as_initializers
+from ncnn_patterns import gelu, layer_norm, without_unread
 from ncnn_writer import Node, Refused, Writer, natural
 from onnx_graph import Graph
 from write_convolutions import OPERATORS as CONVOLUTIONS
@@ -37,6 +38,9 @@ def write(model: onnx.ModelProto) -> Written:
     model = folded(shaped(model))
     graph = Graph(model)
     constants_as_initializers(graph)
+    gelu(graph)
+    layer_norm(graph)
+    without_unread(graph)
     writer = Writer(graph)
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = []

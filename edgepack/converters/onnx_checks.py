@@ -1,5 +1,7 @@
 """What an ONNX model must be before anything is made of it: a valid graph of known operators with whole weights."""
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,11 +9,14 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.helper
+import onnx.numpy_helper
 import onnx_file
 from node_order import Cycle, sort_nodes
 from onnx_walk import STANDARD, every_node, every_tensor, label, one_line
 from surface import Refused
 
+MOST = 1 << 29  # numbers in one tensor: 2 GiB of float32
+MOST_AXES = 64
 RUNNABLE = (*STANDARD, "ai.onnx.ml", "com.microsoft")  # domains that onnxruntime has kernels for
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
 
@@ -39,7 +44,11 @@ def check_nodes(model: onnx.ModelProto, name: str) -> None:
                 "Export the model with standard ONNX operators, or cut the graph before that node.",
                 "EP308",
             )
+    named = Counter(value.name for value in model.graph.output)
+    twice = next((value for value, count in named.items() if count > 1), None)
     try:
+        if twice is not None:
+            raise onnx.checker.ValidationError(f"it has the output {twice!r} twice")
         check_form(model)
     except onnx.checker.ValidationError as error:
         raise Refused(
@@ -47,6 +56,24 @@ def check_nodes(model: onnx.ModelProto, name: str) -> None:
             "It was damaged, or written by a tool with a bug. Export the model again.",
             "EP303",
         ) from error
+
+
+def check_sizes(model: onnx.ModelProto, name: str) -> None:
+    """Refuse nodes that make more numbers than any device has: onnx's inference would write them down one by one."""
+    constants = {key: tensor for key, tensor in every_tensor(model) if tensor.data_type == onnx.TensorProto.INT64}
+    for node in every_node(model):
+        place = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
+        taken = constants.get(node.input[place]) if place is not None and len(node.input) > place else None
+        if taken is None or onnx_file.outside(taken) or math.prod(taken.dims) > MOST_AXES:
+            continue
+        sizes = onnx.numpy_helper.to_array(taken).ravel().tolist()
+        if math.prod(sizes) > MOST:
+            raise Refused(
+                f"{name}: the {node.op_type} node {label(node)} makes a tensor of the sizes {sizes}, more than a "
+                "device's memory.",
+                "The file is damaged, or made to do harm. Export the model again.",
+                "EP305",
+            )
 
 
 def check_form(model: onnx.ModelProto) -> None:

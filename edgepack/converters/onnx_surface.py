@@ -1,6 +1,7 @@
 """Inputs and outputs of an ONNX model: what they are, and their sizes from the command line."""
 
 import difflib
+import math
 
 import onnx
 from onnx_run import example_inputs, run_once
@@ -8,6 +9,7 @@ from onnx_value import axes, dtype_of, example, fixed, quoted, set_shape, shown
 from surface import Refused, usage
 
 IR_VERSION = 10  # the container's version; every tool here reads it, and newer ones add nothing that is used
+MOST = 1 << 29  # numbers in one tensor
 
 
 def drop_initializers_from_inputs(model: onnx.ModelProto) -> None:
@@ -54,6 +56,14 @@ def fix_inputs(model: onnx.ModelProto, shapes: dict[str, list[int]], dtypes: dic
             set_shape(value, sizes)
         elif found is None or any(not isinstance(axis, int) or axis < 1 for axis in found):
             open_inputs.append((name, found, dtype))
+        else:
+            sizes = found
+        if sizes is not None and math.prod(sizes) > MOST:
+            raise Refused(
+                f"The input {name!r} has the sizes {shown(sizes)}: that is more than a device's memory.",
+                "Give smaller ones with --input where the model leaves them open, or export it with smaller ones.",
+                "EP305",
+            )
     if open_inputs:
         empty = any(found and 0 in found for _, found, _ in open_inputs)
         said = "; ".join(

@@ -23,13 +23,14 @@ def dtype_of(value: onnx.ValueInfoProto, what: str) -> str:
         try:
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name
         except KeyError:
-            dtype = "of no known type"
+            dtype = "a type that there isn't"
         if dtype in DTYPES:
             return dtype
         kind = f"tensor of {'strings' if dtype == 'object' else dtype}"
+    article = "an" if kind[0] == "o" else "a"
     raise Refused(
-        f"The {what} {value.name!r} is a {kind.removesuffix('_type')}: edgepack handles tensors of numbers (bool, "
-        "integers of 8 to 64 bits, float16, float32, float64).",
+        f"The {what} {value.name!r} is {article} {kind.removesuffix('_type')}: edgepack handles tensors of numbers "
+        "(bool, integers of 8 to 64 bits, float16, float32, float64).",
         "Export the model without it (for scikit-learn: options={'zipmap': False}), or with float32 there.",
         "EP310",
     )

@@ -20,10 +20,10 @@
 
 Request: ``model`` (the float32 file), ``precision``: ``int8`` (weights and activations; ranges from ``samples``, a
 tensor folder in the file's own layout, with ``inputs``, the tensor names in its order, ``int8``, the fields of
-Int8Options, ``layers``: names in the file -> first outputs of the source's nodes, and ``scales``: those that a
-quantized source brings, see `qdq_pairs`) or ``fp16`` (weights stored as float16 and widened at run time, float32 at the
-surface). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` tell, for each name of the float file, the
-name, dtype, scale and zero point in the new one.
+Int8Options, ``layers``: names in the file -> first outputs of the source's nodes, ``scales``: those that a quantized
+source brings, see `qdq_pairs`, and ``recipes``: the only ones to try) or ``fp16`` (weights stored as float16 and
+widened at run time, float32 at the surface). Writes ``model.tflite``; the result's ``inputs`` and ``outputs`` tell, for
+each name of the float file, the name, dtype, scale and zero point in the new one.
 
 The tool's own calibration smooths minimum and maximum over the samples, which cuts what few samples have. Ranges are
 gathered and chosen here as in quantize_onnx.py, and as there, what rounding the weights does to the mean of each
@@ -147,10 +147,12 @@ def int8(request: dict, facts: dict) -> bytes:
     if request.get("scales"):
         return with_own_scales(request, scopes, layers, histograms, wanted, facts)
     tried = recipes(scopes, options["surface"])
+    if request.get("recipes"):
+        tried = {name: tried[name] for name in request["recipes"]}
     if options["effort"] == "fast":
         return first(request, tried, rules[0], histograms, layers, facts)
     # Where layers stay in float, a gate was missed that is higher than what is good for most.
-    good = dict.fromkeys(GOOD, GOOD["high"]) if kept else GOOD
+    good = dict.fromkeys(GOOD, GOOD["high"]) if found else GOOD
     best = search(request, tried, rules, histograms, layers, wanted, options["effort"], good)
     if best is None:
         raise ValueError("no recipe fits its operators")

@@ -18,6 +18,7 @@ it has in the beginning), or ``error``.
 """
 
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -40,16 +41,28 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     out = Path(request["out"])
     try:
-        model = schema.ModelT.InitFromPackedBuf(Path(request["source"]).read_bytes(), 0)
-        unpack_weights(model, request["name"])
-        states = with_states(model, request["name"])
-        model.signatureDefs = []  # of the surface as it was
-        (out / "model.tflite").write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+        states = rewrite(Path(request["source"]), request["name"], out / "model.tflite")
         check(request, out / "model.tflite", states)
         result = {"states": states, "notes": said(states) if request["tell"] else []}
     except Refused as error:
         result = {"error": error.entry}
     (out / "result.json").write_text(json.dumps(result))
+
+
+def rewrite(source: Path, name: str, made: Path) -> list[dict]:
+    try:
+        model = schema.ModelT.InitFromPackedBuf(source.read_bytes(), 0)
+        unpack_weights(model)
+        states = with_states(model, name)
+        model.signatureDefs = []  # of the surface as it was
+        made.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+        return states
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
+        raise Refused(
+            f"{name} is damaged: its variables or its sparse weights can't be followed ({one_line(error)}).",
+            "Copy or download it again, or convert the model again without them.",
+            "EP303",
+        ) from error
 
 
 def said(states: list[dict]) -> list[str]:
@@ -152,21 +165,14 @@ def surface(tensor: schema.TensorT) -> tuple:
 # ---- Sparse weights
 
 
-def unpack_weights(model: schema.ModelT, name: str) -> None:
+def unpack_weights(model: schema.ModelT) -> None:
     """Write every sparse constant out, and leave out the operators that did it at run time."""
     for graph in model.subgraphs:
         alias: dict[int, int] = {}
         for tensor in graph.tensors:
             if tensor.sparsity is not None:
-                try:
-                    packed = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(NUMBERS[tensor.type])
-                    dense = unpacked(packed, [int(size) for size in tensor.shape], tensor.sparsity)
-                except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-                    raise Refused(
-                        f"{name} has sparse weights in {tensor.name!r} that are damaged ({one_line(error)}).",
-                        "Copy or download it again, or convert the model again without sparse weights.",
-                        "EP303",
-                    ) from error
+                packed = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(NUMBERS[tensor.type])
+                dense = unpacked(packed, [int(size) for size in tensor.shape], tensor.sparsity)
                 model.buffers.append(schema.BufferT())
                 model.buffers[-1].data = np.frombuffer(dense.tobytes(), np.uint8)
                 tensor.buffer, tensor.sparsity = len(model.buffers) - 1, None

@@ -203,8 +203,10 @@ def group_norm(w: Writer, node: Node) -> None:
     shape, groups = w.shape(node.input(0)), int(node.get("num_groups"))
     scale, bias = (w.constant(n) for n in node.inputs[1:3])
     channels, epsilon = shape[0] * shape[1], float(node.get("epsilon", 1e-5))
-    if w.shape(node.input(1)) != (shape[1],):
-        raise Refused("it is of an opset before 21")
+    if scale is not None and bias is not None and scale.size == groups:  # before opset 21
+        scale, bias = (np.repeat(array, shape[1] // groups) for array in (scale, bias))
+    elif w.shape(node.input(1)) != (shape[1],):
+        raise Refused("its scale is one number for each group")
     x = w.take(node.input(0), (channels, 1, math.prod(shape[2:])))
     params: dict[int, object] = {0: shape[0] * groups, 1: channels, 2: epsilon, 3: int(scale is not None)}
     if scale is not None and bias is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from edgepack import artifact as artifacts
 from edgepack import log
 from edgepack.converter import convert, environment
-from edgepack.errors import VariantError
+from edgepack.errors import ToolFailed, VariantError
 from edgepack.quantizers.static import chosen, require_samples
 from edgepack.types import (
     DEFAULT_INT8,
@@ -38,6 +38,10 @@ from edgepack.types import (
 )
 
 TIMED_RUNS = 5
+RECIPES = ("full", "lean", "dynamic")  # of quantize_tflite, the more integers the earlier
+ENOUGH = 16.0  # dB on the calibration samples, from which more integers are worth having
+WORTH = 3.0  # dB that more integers may cost
+CLEARLY = 1.0  # dB by which a file with as many integers must be better
 FILE = "model.tflite"
 SCALES = "scales.json"  # beside the float file of a quantized source: its scales by the names in that file
 LAYERS = "layers.json"  # beside the float file: its names -> the source's layers
@@ -55,6 +59,8 @@ class TFLite:
 
     def tools(self, precision: Precision) -> tuple[str, ...]:
         """Converter scripts that export and run use at `precision`."""
+        if precision is Precision.INT8:
+            return ("quantize_tflite", "even_out", "onnx_to_tflite", "run_tflite")
         return ("onnx_to_tflite" if precision is Precision.FP32 else "quantize_tflite", "run_tflite")
 
     def base(self, precision: Precision) -> Precision | None:
@@ -122,9 +128,15 @@ class TFLite:
             scales = floating.folder / SCALES
             given = json.loads(scales.read_text()) if scales.is_file() else None
             request |= {"int8": asdict(int8), "layers": known, "scales": given}
-            return convert("quantize_tflite", request, out)
+            made = convert("quantize_tflite", request, out)
+            if given is None and model.origin is None and made.get("recipe") and made.get("sqnr_db") is not None:
+                evened = out.parent / f"{out.name}.evened"
+                evened.mkdir(exist_ok=True)
+                made = _evened(model, calibration, floating, int8, request, made, evened, out)
+            return made
         finally:
             shutil.rmtree(samples, ignore_errors=True)
+            shutil.rmtree(out.parent / f"{out.name}.evened", ignore_errors=True)
 
     def run(self, artifact: Artifact, model: Model, inputs: Path, out: Path) -> dict[str, Any]:
         """Run on the host: tensor folder in, tensor folder out, both in the source's layout."""
@@ -192,6 +204,50 @@ def to_engine(folder: Path, bindings: Sequence[Binding], out: Path) -> None:
     """A tensor folder in the source's layout -> one in the engine's."""
     for index, binding in enumerate(bindings):
         artifacts.rewrite(folder / f"{index}.npy", binding, out / f"{index}.npy")
+
+
+def _evened(
+    model: Model,
+    calibration: Calibration,
+    floating: Artifact,
+    int8: Int8Options,
+    request: dict[str, Any],
+    made: dict[str, Any],
+    folder: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Try channels that are evened out, where they may allow more integers; what the better file says of itself.
+
+    More layers in integers win where their outputs are good enough and not much worse; at the effort "high" the nearer
+    file of the same recipe wins, too. What can't be converted a second time is no failure.
+    """
+    at_most = RECIPES.index(made["recipe"]) + (int8.effort == "high")
+    recipes = RECIPES[: min(at_most, 2)]
+    if not recipes:
+        return made
+    source, converted, again = (folder / name for name in ("onnx", "float", "int8"))
+    for path in (source, converted, again):
+        path.mkdir()
+    kept = [*int8.keep_float, *int8.wide]
+    try:
+        given = {"model": str(model.path), "samples": str(calibration.path), "kept": kept}
+        changed = convert("even_out", given, source)["changed"]
+        if not changed:
+            return made
+        other = convert("onnx_to_tflite", {"model": str(source / "model.onnx")}, converted)
+        surface = [_binding(tensor) for tensor in (*other["inputs"], *other["outputs"])]
+        if surface != [*floating.inputs, *floating.outputs]:
+            return made
+        told = {"model": str(converted / FILE), "layers": other["layers"], "recipes": recipes}
+        tried = convert("quantize_tflite", request | told, again)
+    except ToolFailed:
+        return made
+    more = RECIPES.index(tried["recipe"]) < RECIPES.index(made["recipe"])
+    more = more and tried["sqnr_db"] >= max(ENOUGH, made["sqnr_db"] - WORTH)
+    if not more and tried["sqnr_db"] < made["sqnr_db"] + CLEARLY:
+        return made
+    shutil.copyfile(again / FILE, out / FILE)
+    return {**tried, "equalised": changed}
 
 
 def _own(made: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from edgepack.types import Model
 SMALLEST = 16  # bytes; a graph with one node and one output takes more
 NEWEST_IR = 13  # onnxruntime 1.31.1 refuses newer ones, and onnx 1.23 writes 14
 NEWEST_OPSET = 26  # as import_onnx has it; it has checked that the operators are the same there
+ONE_FILE = 2 << 30  # bytes: protobuf's limit
 WANTED = "an ONNX model"
 
 
@@ -85,6 +86,13 @@ class OnnxImporter:
                 "Copy or download it again, and compare its size with the original's.",
                 id="EP303",
             ) from error
+        size = path.stat().st_size + sum(entry.length or 0 for entry in found)
+        if size >= ONE_FILE:
+            raise ModelError(
+                f"{path.name} is {size / 2**30:.1f} GiB with its weights, and one ONNX file can hold 2.",
+                "edgepack is for models that fit an edge device; quantize or shrink it first.",
+                id="EP313",
+            )
         beside = external.check(found, path.parent)
         if path.name in beside:
             raise ModelError(f"{path.name} names itself as the file of its weights.", external.ONE_FILE, id="EP304")

@@ -16,13 +16,12 @@ from edgepack import config, converter, evaluation, explain, explaining, metrics
 from edgepack.cache import Cache
 from edgepack.errors import MetricError, ToolMissing
 from edgepack.plan import BuildPlan
-from edgepack.types import GateSpec, Int8Options, Precision, Variant
+from edgepack.types import GateSpec, Int8Options, Precision
 from tests.conftest import missing
 from tests.models import samples
 
 BROKEN = "broken"
 FAST = Int8Options(effort="fast")
-VARIANT = Variant(engine="onnxruntime", precision=Precision.INT8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,12 +85,12 @@ def store(folder: Path) -> Cache:
     return Cache(folder / "cache")
 
 
-def planned(folder: Path, **gate: Any) -> BuildPlan:
+def planned(folder: Path, engine: str = "onnxruntime", **gate: Any) -> BuildPlan:
     return plan.make_plan(
         str(folder / "net.onnx"),
         config.load_target("rk3588"),
         calibration=folder / "calib.npz",
-        engines=["onnxruntime"],
+        engines=[engine],
         precisions=[Precision.INT8],
         gate=GateSpec(**{"max_float_macs": 60.0, **gate}),
         int8=FAST,
@@ -104,14 +103,16 @@ def made(chosen: BuildPlan, store: Cache) -> tuple[settling.Maker, Any]:
     found = steps.samples_of(chosen, store, model)
     reference = steps.run_reference(chosen, store, model, found)
     model = steps.simplify(store, model, found, steps.run_onnx(store, model, found, "run"))
+    variant = next(v for v in chosen.variants if v.precision is Precision.INT8)
+    base = chosen.engine(variant.engine).base(Precision.INT8)
     maker = settling.Maker(
         plan=chosen,
         cache=store,
-        variant=VARIANT,
+        variant=variant,
         model=model,
         samples=found,
         reference=reference,
-        base=None,
+        base=None if base is None else steps.export(store, chosen.engine(variant.engine), model, base, None, None),
         data=evaluation.prepare(chosen, store, model, found),
     )
     return maker, maker.export(chosen.int8)
@@ -311,18 +312,19 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["ncnn", "tflite"])
-def test_another_engines_own_layers_stand_beside_the_simulated_ones(folder: Path, store: Cache, engine: str) -> None:
+@pytest.fixture(params=sorted(SCRIPTS))
+def engine(request: pytest.FixtureRequest) -> str:
     try:
-        for script in SCRIPTS[engine]:
+        for script in SCRIPTS[request.param]:
             converter.environment(script)
     except ToolMissing as error:
         missing(f"{error} ({error.hint})")
-    asked = plan.make_plan(
-        str(folder / "net.onnx"), config.load_target("rk3588"), calibration=folder / "calib.npz", engines=[engine],
-        precisions=[Precision.INT8], int8=FAST, output=folder,
-    )  # fmt: skip
-    facts, views = explaining.of_model(asked, store, None)
+    return str(request.param)
+
+
+def test_another_engines_own_layers_stand_beside_the_simulated_ones(folder: Path, store: Cache, engine: str) -> None:
+    facts, views = explaining.of_model(planned(folder, engine), store, None)
+    assert "reason" not in facts["engines"][engine]
     layers = {layer.layer: layer for layer in views[engine].layers}
     first, broken = layers["c1"], layers[BROKEN]
 
@@ -331,3 +333,12 @@ def test_another_engines_own_layers_stand_beside_the_simulated_ones(folder: Path
     assert first.how == broken.how == "int8" and first.kernel_db > 30.0 > broken.kernel_db
     assert first.low is not None and first.lowest is not None and first.low == pytest.approx(first.lowest, rel=0.2)
     assert engine in explaining.text(facts, views, 0)
+
+
+def test_the_repair_leaves_the_same_layer_in_float_on_another_engine(folder: Path, store: Cache, engine: str) -> None:
+    maker, exported = made(planned(folder, engine, metric="sqnr", min_sqnr=20.0, data=folder / "eval.npz"), store)
+    settled = settling.settle(maker, exported)
+
+    assert settled.facts is not None and [kept.layer for kept in settled.facts.kept_float] == [BROKEN]
+    assert settled.in_float == {BROKEN} and settled.facts.tries <= 6
+    assert settled.gate is not None and settled.gate.score is not None and settled.gate.score >= 20.0

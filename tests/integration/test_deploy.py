@@ -654,3 +654,23 @@ def test_the_command_line_deploys_runs_rolls_back_and_tells_each_device(edgepack
     assert some.code == 7 and some.json["error"]["id"] == "EP701"
     assert found["a"]["status"] == "installed" and found["b"]["status"] == "failed" and found["b"]["id"] == "EP602"
     assert json.loads(call("deploy", two.path, "--device", "b", "--json").out)["error"]["exit_code"] == 6
+
+
+def test_run_on_a_device_takes_the_input_set_of_the_arrays(
+    make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from edgepack import inventory, running
+    from edgepack.types import Device
+
+    device = Device(name="a", target="host", transport="local", root=str(tmp_path / "a"))
+    monkeypatch.setattr(inventory, "find", lambda name: device)
+    bundle = make("1", variants=("null-fp32", "null-fp32@wide"))
+    session(tmp_path / "a").deploy(bundle)
+
+    for size, variant in ((4, "null-fp32"), (5, "null-fp32@wide")):
+        np.savez(tmp_path / "in.npz", x=np.arange(size, dtype=np.float32))
+        facts = running.run(bundle.path, "null-fp32", tmp_path / "in.npz", tmp_path / "out.npz", device="a", threads=1)
+        assert facts["variant"] == variant and facts["outputs"][0]["shape"] == [size]
+        assert np.load(tmp_path / "out.npz")["y"].shape == (size,)

@@ -167,6 +167,21 @@ def factors() -> Part:
     return Part([node("Mul", "x,f")], {"x": real(1, 4, 3, 3), "f": real(1, 4, 1, 1)})
 
 
+@case("a GELU that is written out is one layer")
+def gelu() -> Part:
+    nodes = [node("Div", "x,r", "a"), node("Erf", "a", "b"), node("Add", "b,o", "c")]
+    nodes += [node("Mul", "x,c", "d"), node("Mul", "d,h")]
+    return Part(nodes, {"x": real(3, 4)}, {"r": np.float32(2**0.5), "o": np.float32(1), "h": np.float32(0.5)})
+
+
+@case("a layer normalisation that is written out is one layer")
+def norm() -> Part:
+    nodes = [node("ReduceMean", "x,a", "m"), node("Sub", "x,m", "d"), node("Pow", "d,t", "s")]
+    nodes += [node("ReduceMean", "s,a", "v"), node("Add", "v,e", "w"), node("Sqrt", "w", "q"), node("Div", "d,q")]
+    held = {"a": np.int64([-1]), "t": np.float32(2), "e": np.float32(1e-5)}
+    return Part(nodes, {"x": real(2, 3, 5)}, held)
+
+
 def recurrent(kind: str, gates: int, states: str, **attributes: Any) -> Part:
     """Two sequences of 20 steps with 3 numbers each; the states go in and out."""
     sides = 2 if attributes.get("direction") == "bidirectional" else 1
@@ -259,6 +274,12 @@ def test_ncnn_computes_that(sentence: str, computed: dict[str, list[tuple[np.nda
     assert computed[sentence]
     for wanted, got in computed[sentence]:
         np.testing.assert_allclose(got, wanted.astype(np.float32), rtol=2e-4, atol=2e-5)
+
+
+def test_what_exporters_write_out_becomes_one_layer(direct: Any) -> None:
+    written = direct.write(merged()[0])
+    kinds = [line.split()[0] for line in written.param.splitlines()[2:]]
+    assert kinds.count("GELU") == 1 and kinds.count("LayerNorm") == 2 and "Erf" not in kinds
 
 
 def test_a_node_without_a_form_is_named(direct: Any) -> None:

@@ -328,3 +328,38 @@ def test_the_quantizer_reports_how_well_it_did_and_keeps_its_input(tmp_path: Pat
     assert facts["sqnr_db"] > 25
     assert model.path.read_bytes() == before
     assert json.dumps(facts)
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
+def test_a_layer_in_float_between_pairs_keeps_its_weights_when_the_file_is_loaded(tmp_path: Path, op: str) -> None:
+    shape = (1, 4) if op == "Gemm" else (1, 4, 5, 5)
+    weight = RNG.standard_normal((4, 4) if op == "Gemm" else (4, 4, 3, 3)).astype(np.float32)
+    first = (slice(None), 0) if op == "Conv" else 0
+    weight[first] *= 300.0  # read only zeros, and would take the one scale that ONNX Runtime gives all weights
+    value = RNG.random(shape).astype(np.float32)
+    value[:, 0] = 0.0
+    numbers = {"s": np.float32(1 / 255), "z": np.uint8(0), "s2": np.float32(0.1), "z2": np.uint8(128), "w": weight}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node(op, ["d", "w"], ["made"]),
+        helper.make_node("QuantizeLinear", ["made", "s2", "z2"], ["q2"]),
+        helper.make_node("DequantizeLinear", ["q2", "s2", "z2"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "pairs", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in numbers.items()],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save(made, tmp_path / "pairs.onnx")
+    fused, out = tmp_path / "fused", tmp_path / "out"
+    fused.mkdir()
+    out.mkdir()
+
+    converter.convert("fuse_qdq", {"model": str(tmp_path / "pairs.onnx")}, fused)
+    request = {"files": [str(fused / "model.onnx")], "inputs": ["x"], "outputs": ["y"], "threads": 1, "timed": 0}
+    converter.convert("run_onnxruntime", {**request, "samples": str(folder_of(tmp_path / "in", value[None]))}, out)
+
+    (wanted,) = ReferenceEvaluator(made).run(None, {"x": value})
+    assert np.abs(np.load(out / "0.npy")[0] - wanted).max() <= 0.1001  # one step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,42 @@ print(json.dumps(found))
 @pytest.fixture(scope="module", autouse=True)
 def _environment() -> None:
     try:
-        for script in ("onnx_to_tflite", "quantize_tflite", "run_tflite"):
+        for script in ("onnx_to_tflite", "quantize_tflite", "run_tflite", "even_out"):
             converter.environment(script)
     except ToolMissing as error:
         missing(f"{error} ({error.hint})")
+
+
+SPOILED = """
+import sys
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+flat = schema.ModelT.InitFromPackedBuf(bytearray(open(sys.argv[1], "rb").read()))
+flat.signatureDefs = None
+for graph in flat.subgraphs:
+    halves = []
+    for tensor in list(graph.tensors):
+        data = flat.buffers[tensor.buffer].data
+        if tensor.type == schema.TensorType.FLOAT32 and data is not None and len(tensor.shape) == 4:
+            half, buffer, widen = schema.TensorT(), schema.BufferT(), schema.OperatorT()
+            half.name, half.shape, half.type = tensor.name + b"_half", tensor.shape, schema.TensorType.FLOAT16
+            buffer.data = np.frombuffer(bytes(bytearray(data)), np.float32).astype(np.float16).view(np.uint8)
+            flat.buffers.append(buffer)
+            half.buffer, tensor.buffer = len(flat.buffers) - 1, 0
+            graph.tensors.append(half)
+            widen.inputs, widen.outputs = [len(graph.tensors) - 1], [graph.tensors.index(tensor)]
+            widen.opcodeIndex = len(flat.operatorCodes)
+            halves.append(widen)
+    graph.operators = halves + graph.operators
+code = schema.OperatorCodeT()
+code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+code.version = 1
+flat.operatorCodes.append(code)
+for code in flat.operatorCodes:
+    code.deprecatedBuiltinCode, code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode), 0
+open(sys.argv[1], "wb").write(flatbuffer_utils.convert_object_to_bytearray(flat))
+"""
 
 
 def tensors_of(made: Artifact) -> list[tuple[str, list[float], list[int]]]:
@@ -153,26 +186,111 @@ def test_weights_with_a_zero_point_stay_in_float_and_are_named(tmp_path: Path) -
     )  # the last pair's step alone gives 20
 
 
-def test_equal_vectors_are_stored_once_and_the_file_stays_near_a_quarter(tmp_path: Path) -> None:
-    """Twelve layers of 64 channels: 4.6 kB of zero points each way would be 9 % of the file."""
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, np.ndarray, Path]:
+    """Twelve convolutions of 64 channels, a hard sigmoid and a pooling; samples; and the folder of its float file."""
+    folder = tmp_path_factory.mktemp("deep")
     arrays, nodes = {}, []
     for layer in range(12):
         source, target = f"t{layer}" if layer else "x", f"t{layer + 1}"
         arrays[f"w{layer}"] = (RNG.standard_normal((64, 64, 1, 1)) / 8).astype(np.float32)
         arrays[f"b{layer}"] = (RNG.standard_normal(64) / 8).astype(np.float32)
         nodes.append(helper.make_node("Conv", [source, f"w{layer}", f"b{layer}"], [target]))
+    nodes.append(helper.make_node("HardSigmoid", ["t12"], ["s"], alpha=0.2))
+    nodes.append(helper.make_node("MaxPool", ["s"], ["y"], kernel_shape=[2, 2], strides=[2, 2]))
     graph = helper.make_graph(
         nodes,
         "deep",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64, 4, 4])],
-        [helper.make_tensor_value_info("t12", TensorProto.FLOAT, [1, 64, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64, 2, 2])],
         [numpy_helper.from_array(value, name) for name, value in arrays.items()],
     )
-    path = tmp_path / "model.onnx"
+    path = folder / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    data = RNG.standard_normal((8, 1, 64, 4, 4)).astype(np.float32)
-    made = exported(model_of(path), data, tmp_path)
-    small, large = ((tmp_path / name / FILE).stat().st_size for name in ("int8", "fp32"))
-    assert small <= 0.31 * large
-    assert (tmp_path / "int8" / FILE).read_bytes().count(bytes(8 * 64)) == 1
-    assert made.facts["beside_xnnpack"] == []
+    model = model_of(path)
+    (folder / "fp32").mkdir()
+    TFLite().export(model, Precision.FP32, None, None, folder / "fp32")
+    return model, RNG.standard_normal((8, 1, 64, 4, 4)).astype(np.float32), folder / "fp32"
+
+
+def shrunk(deep: tuple[Model, np.ndarray, Path], base: Path, out: Path, int8: Int8Options) -> tuple[Artifact, float]:
+    """The INT8 file of a float one, and how near it comes in dB."""
+    model, data, _ = deep
+    out.mkdir()
+    calibration = Calibration(path=folder_of(out.with_name(f"{out.name}-cal"), data), digest="", count=len(data))
+    TFLite().export(model, Precision.INT8, calibration, base, out, int8)
+    made = artifacts.read(out)
+    (got,) = ran(made, model, out.with_name(f"{out.name}-in"), data)
+    session = ReferenceEvaluator(str(model.path))
+    return made, sqnr(np.stack([session.run(None, {"x": row})[0] for row in data]), got)
+
+
+def test_equal_vectors_are_stored_once_and_xnnpack_takes_every_operator(
+    deep: tuple[Model, np.ndarray, Path], tmp_path: Path
+) -> None:
+    """Zero points of weights and biases are 12.6 kB of a file of 64 kB where each layer has its own."""
+    made, closeness = shrunk(deep, deep[2], tmp_path / "int8", Int8Options(effort="fast"))
+    content = (made.folder / FILE).read_bytes()
+    assert content.count(bytes(8 * 64)) == 1
+    assert len(content) <= 0.32 * (deep[2] / FILE).stat().st_size
+    assert made.facts["beside_xnnpack"] == [] and made.facts["float"] == []
+    assert made.inputs[0].dtype == made.outputs[0].dtype == "int8"
+    assert closeness > 20
+
+
+def test_the_surface_is_float_on_request_and_integers_are_inside(
+    deep: tuple[Model, np.ndarray, Path], tmp_path: Path
+) -> None:
+    made, closeness = shrunk(deep, deep[2], tmp_path / "int8", Int8Options(effort="fast", surface="float"))
+    assert made.inputs[0].dtype == made.outputs[0].dtype == "float32" and made.inputs[0].scale is None
+    assert not [item for item in made.facts["float"] if "CONV" in item]
+    assert closeness > 20
+
+
+def test_a_file_with_old_operator_codes_and_float16_weights_is_quantized(
+    deep: tuple[Model, np.ndarray, Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "old"
+    shutil.copytree(deep[2], base)
+    python = converter.environment("quantize_tflite")
+    subprocess.run([python, "-c", SPOILED, base / FILE], check=True, capture_output=True)
+    made, closeness = shrunk(deep, base, tmp_path / "int8", Int8Options(effort="fast"))
+    assert made.facts["float"] == [] and made.facts["beside_xnnpack"] == []
+    assert closeness > 20
+
+
+def test_channels_are_evened_out_with_the_same_nodes_and_outputs(tmp_path: Path) -> None:
+    """A depthwise convolution reads channels of which one is two hundred times larger than the others."""
+    scale = np.ones(8, np.float32)
+    scale[2] = 200.0
+    arrays = {
+        "w1": (RNG.standard_normal((8, 3, 1, 1)) * scale[:, None, None, None]).astype(np.float32),
+        "w2": RNG.standard_normal((8, 1, 3, 3)).astype(np.float32),
+        "w3": (RNG.standard_normal((4, 8, 1, 1)) / scale[:, None, None]).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], group=8, pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["c", "w3"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "uneven",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 6, 6])],
+        [numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )
+    source = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
+    data = RNG.standard_normal((6, 1, 3, 6, 6)).astype(np.float32)
+    (tmp_path / "out").mkdir()
+    request = {"model": str(source), "samples": str(folder_of(tmp_path / "samples", data)), "kept": []}
+    assert converter.convert("even_out", request, tmp_path / "out")["changed"] >= 1
+    made = onnx.load(tmp_path / "out" / "model.onnx")
+    assert [node.output[0] for node in made.graph.node] == ["a", "b", "c", "y"]
+    weights = {item.name: numpy_helper.to_array(item) for item in made.graph.initializer}
+    rows = np.abs(weights[made.graph.node[0].input[1]]).max(axis=(1, 2, 3))
+    assert rows.max() / rows.min() < 50 < np.abs(arrays["w1"]).max(axis=(1, 2, 3)).max()
+    wanted, got = (ReferenceEvaluator(proto).run(None, {"x": data[0]})[0] for proto in (onnx.load(source), made))
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)

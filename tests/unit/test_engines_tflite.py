@@ -12,7 +12,7 @@ import pytest
 from edgepack import artifact as artifacts
 from edgepack.engines import tflite
 from edgepack.engines.tflite import TFLite, to_engine
-from edgepack.errors import CalibrationError, Unsupported, VariantError
+from edgepack.errors import CalibrationError, ToolFailed, Unsupported, VariantError
 from edgepack.types import Artifact, Binding, Calibration, Model, Precision, TensorSpec
 
 IMAGE = TensorSpec(name="image", dtype="float32", shape=(1, 3, 4, 5))
@@ -53,11 +53,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[str, dict[
     return made
 
 
-def test_only_fp32_is_made_from_onnx_and_the_others_from_it() -> None:
+def test_only_fp32_is_made_from_onnx_alone_and_the_others_from_it() -> None:
     engine = TFLite()
     assert [engine.base(p) for p in Precision] == [None, Precision.FP32, Precision.FP32]
     assert "onnx_to_tflite" in engine.tools(Precision.FP32)
-    assert "onnx_to_tflite" not in engine.tools(Precision.INT8)
+    assert "onnx_to_tflite" not in engine.tools(Precision.FP16)
 
 
 def test_the_bindings_of_fp32_are_what_the_converter_found(
@@ -171,3 +171,55 @@ def test_the_scales_of_a_quantized_source_go_from_the_float_file_to_the_quantize
     assert asked[0][1]["scales"] == scales
     assert artifacts.read(out).facts["own_scales"] == 1
     assert len(warnings) == 1 and "of c " in warnings[0] and "symmetric" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "taken"),
+    [
+        (("dynamic", 19.0), ("full", 17.0), True),  # integers everywhere, and good enough
+        (("dynamic", 24.0), ("full", 17.0), False),  # too dear
+        (("dynamic", 14.0), ("full", 13.0), False),
+        (("lean", 14.0), ("full", 15.5), True),  # poor both, and clearly nearer
+        (("lean", 14.0), None, False),  # can't be converted again
+        (("full", 17.0), ("full", 30.0), False),  # nothing to gain at this effort: not tried
+    ],
+)
+def test_evened_channels_are_taken_where_they_allow_more_integers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Model,
+    first: tuple[str, float],
+    again: tuple[str, float] | None,
+    taken: bool,
+) -> None:
+    base = base_of(tmp_path / "base")
+    out = tmp_path / "out"
+    for path in (tmp_path / "cal", out):
+        path.mkdir()
+    np.save(tmp_path / "cal" / "0.npy", np.zeros((2, 1, 3, 4, 5), np.float32))
+    tensors: dict[str, dict[str, Any]] = {
+        name: {"name": name, "dtype": "int8", "scale": 0.5, "zero_point": 0} for name in ("i0", "o0")
+    }
+    told = {"inputs": {"i0": tensors["i0"]}, "outputs": {"o0": tensors["o0"]}, "float": [], "beside_xnnpack": []}
+    surface = {
+        f"{kind}puts": [{"name": b.name, "dtype": b.dtype, "shape": list(b.shape), "perm": list(b.perm)} for b in bound]
+        for kind, bound in (("in", base.inputs), ("out", base.outputs))
+    }
+
+    def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+        if "kept" in request:
+            return {"changed": 3}
+        if "precision" not in request:
+            return {**surface, "layers": {}}
+        kind = again if "recipes" in request else first
+        if kind is None:
+            raise ToolFailed("no")
+        (folder / "model.tflite").write_text("again" if "recipes" in request else "first")
+        return {**told, "recipe": kind[0], "sqnr_db": kind[1]}
+
+    calls(monkeypatch, answer)
+    calibration = Calibration(path=tmp_path / "cal", digest="", count=2)
+    TFLite().export(model, Precision.INT8, calibration, base.folder, out)
+    assert (out / "model.tflite").read_text() == ("again" if taken else "first")
+    assert artifacts.read(out).facts.get("equalised") == (3 if taken else None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "cal", "out"], "scratch was left behind"
