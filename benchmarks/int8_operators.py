@@ -34,7 +34,7 @@ SIDE, CHANNELS, SAMPLES = 8, 8, 16
 ALONE = ("Abs", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "Mish", "Neg",
          "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "GlobalAveragePool", "GlobalMaxPool",
          "Flatten", "LeakyRelu", "Softmax", "LogSoftmax")  # fmt: skip
-TWO = ("Add", "Sub", "Mul", "Div", "Max", "Min", "MatMul", "Concat")
+TWO = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "Softmax")  # asked of ncnn
 READ_TFLITE = """
 import json, sys
@@ -103,6 +103,7 @@ def branches() -> list[tuple[str, list[onnx.NodeProto]]]:
         ("Conv", [node("Conv", ["a", "kernel"], ["y"])]),
         ("ConvTranspose", [node("ConvTranspose", ["a", "kernel"], ["y"])]),
         ("Gemm", [node("Flatten", ["a"], ["f"]), node("Gemm", ["f", "matrix"], ["y"])]),
+        ("MatMul", [node("Flatten", ["a"], ["f"]), node("MatMul", ["f", "matrix"], ["y"])]),
         ("PRelu", [node("PRelu", ["a", "slope"], ["y"])]),
         ("BatchNormalization", [node("BatchNormalization", ["a", "ones", "ones", "ones", "ones"], ["y"])]),
         ("InstanceNormalization", [node("InstanceNormalization", ["a", "ones", "ones"], ["y"])]),

@@ -9,6 +9,7 @@ come out right beside the corpus (real ones, whose weights are constants) count 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,20 +54,27 @@ def learned(models: Mapping[str, list[Described]], right: Mapping[str, bool]) ->
             spoiled.update(key for key in keys(node) if key in candidates)
     for key in spoiled:
         del candidates[key]
+    best: dict[frozenset[str], tuple[str, tuple[str, ...]]] = {}  # of rules that fit the same models
+    for key, names in candidates.items():
+        same = frozenset(names)
+        best[same] = max(best.get(same, key), key, key=preference)
     open_ = set(bad)
     rules = []
-    while candidates:
-        key = max(candidates, key=lambda k: (len(candidates[k] & open_), careful(k[1]), -len("".join(k[1])), k))
-        fits = candidates.pop(key)
-        gain = fits & open_
+    while best:
+        fits = max(best, key=lambda names: (len(names & open_), preference(best[names])))
+        key, gain = best.pop(fits), fits & open_
         if not gain:
             break
         if len(fits) < LEAST and careful(key[1]) < 0:
             continue
         open_ -= gain
         rules.append(Rule(key[0], key[1], tuple(sorted(fits))))
-        candidates = {k: v for k, v in candidates.items() if v & open_}
     return sorted(rules, key=lambda rule: (rule.op, rule.when))
+
+
+def preference(key: tuple[str, tuple[str, ...]]) -> tuple[int, int, tuple[str, tuple[str, ...]]]:
+    """What makes one of two rules that tell as much the better one."""
+    return careful(key[1]), -len("".join(key[1])), key
 
 
 def careful(when: tuple[str, ...]) -> int:
@@ -76,11 +84,15 @@ def careful(when: tuple[str, ...]) -> int:
     return -len(when)
 
 
-def keys(node: Described) -> Iterable[tuple[str, tuple[str, ...]]]:
+def keys(node: Described) -> list[tuple[str, tuple[str, ...]]]:
     """Every rule that fits a node."""
-    for count in range(MOST_FACTS + 1):
-        for when in combinations(sorted(node.facts), count):
-            yield node.op, when
+    return _keys(node.op, node.facts)
+
+
+@functools.cache
+def _keys(op: str, facts: frozenset[str]) -> list[tuple[str, tuple[str, ...]]]:
+    ordered = sorted(facts)
+    return [(op, when) for count in range(MOST_FACTS + 1) for when in combinations(ordered, count)]
 
 
 def fits(rules: Iterable[Rule], model: list[Described]) -> bool:

@@ -36,6 +36,7 @@ def expanded(model: onnx.ModelProto, operators: tuple[str, ...] = EXPANDED) -> o
             model = typed(model)
         name = max(wanted)  # SoftmaxCrossEntropyLoss is defined by NegativeLogLikelihoodLoss
         tried.add(name)
+        model = with_defaults(model, name)
         try:
             found = onnx.inliner.inline_selected_functions(model, [("", name)], inline_schema_functions=True)
             onnx.checker.check_model(found)
@@ -47,6 +48,18 @@ def expanded(model: onnx.ModelProto, operators: tuple[str, ...] = EXPANDED) -> o
 
 def _named(model: onnx.ModelProto) -> set[str]:
     return {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}
+
+
+def with_defaults(model: onnx.ModelProto, operator: str) -> onnx.ModelProto:
+    """The model, with every attribute of that operator said: the inliner takes one that isn't for absent."""
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    for node in model.graph.node:
+        if node.op_type == operator and node.domain in ("", "ai.onnx"):
+            said = {attribute.name for attribute in node.attribute}
+            for name, attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
+                if name not in said and attribute.default_value.type:
+                    node.attribute.append(attribute.default_value)
+    return model
 
 
 def with_plain_constants(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -58,7 +58,7 @@ class Attempt(NamedTuple):
     """One way to convert a model."""
 
     expand: bool  # write operators out that ONNX defines by others
-    simplify: bool  # let onnx2tf simplify
+    as_it_likes: bool  # let onnx2tf simplify, and lay inputs out by its own rules
 
 
 # Most models come out right at once. Of the others some do in another way: the nearest to ONNX Runtime is taken.
@@ -73,7 +73,7 @@ def main() -> None:
         folder = scratch / str(number)
         folder.mkdir()
         try:
-            made = attempted(onnx.load(request["model"]), attempt, folder)
+            made = attempted(Path(request["model"]), attempt, folder)
         except SystemExit as error:
             first = first or error
             continue
@@ -87,26 +87,30 @@ def main() -> None:
     (out / "result.json").write_text(json.dumps({**found, "onnx2tf": onnx2tf.__version__}))
 
 
-def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
+def attempted(source: Path, attempt: Attempt, folder: Path) -> dict:
     """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``scales``, ``distance``."""
+    model = onnx.load(source)
     sources = {name for node in model.graph.node for name in node.output}
     pairs = pairs_of(model)
     without_pairs(model, "LiteRT", upper=False)
+    if pairs.activations or pairs.weights:  # the outputs without them are compared with
+        source = folder / "float.onnx"
+        onnx.save(model, source)
     model = with_weights(unrolled(with_plain_constants(expanded(model) if attempt.expand else model)))
     layers, names = rename(model)
-    layers = {name: source for name, source in layers.items() if source in sources}
+    layers = {new: old for new, old in layers.items() if old in sources}
     model.ir_version = min(model.ir_version, IR_VERSION)
     model = with_forms(model)
     copy = folder / "model.onnx"
     onnx.save(model, copy)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
-    given = copy
-    if attempt.simplify:  # onnx2tf's simplifier may spoil its input, which is compared with below
-        given = folder / "given.onnx"
+    given, kept = copy, [value.name for value in inputs]
+    if attempt.as_it_likes:  # its simplifier may spoil what it is given
+        given, kept = folder / "given.onnx", []
         onnx.save(model, given)
-    made = convert(given, [value.name for value in inputs], folder / "made", simplify=attempt.simplify)
-    facts = describe(copy, made, inputs, [value.name for value in model.graph.output])
+    made = convert(given, kept, folder / "made", simplify=attempt.as_it_likes)
+    facts = describe(source, made, inputs, [value.name for value in model.graph.output])
     scales = found_again(pairs, names, copy, made) if pairs.activations or pairs.weights else None
     return {**facts, "file": made, "layers": layers, "scales": scales}
 
@@ -118,7 +122,7 @@ def convert(source: Path, inputs: list[str], folder: Path, *, simplify: bool) ->
             output_folder_path=str(folder),
             not_use_onnxsim=not simplify,
             not_use_opname_auto_generate=True,
-            keep_shape_absolutely_input_names=inputs,
+            keep_shape_absolutely_input_names=inputs or None,
             non_verbose=True,
         )
     except (Exception, SystemExit) as error:
@@ -216,7 +220,7 @@ def described(source: Path, made: Path, feed: dict[str, np.ndarray], outputs: li
         if not np.array_equal(value, interpreter.get_tensor(detail["index"]), equal_nan=value.dtype.kind == "f"):
             raise SystemExit("what onnx2tf wrote remembers its last run: it answers the same input differently")
     try:
-        wanted = computed(source, feed, outputs)
+        wanted = computed(source, list(feed.values()))
     except Exception as error:
         raise SystemExit(f"ONNX Runtime can't run the model on made-up inputs: {one_line(error)}") from error
     details = interpreter.get_output_details()
@@ -246,11 +250,12 @@ def orders(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[int, 
     return [perm for perm in every if tuple(source[axis] for axis in perm) == tuple(target)]
 
 
-def computed(source: Path, feed: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+def computed(source: Path, values: list[np.ndarray]) -> list[np.ndarray]:
+    """What the model gives as it came, before any form of ours."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-    return session.run(outputs, feed)
+    return session.run(None, {value.name: array for value, array in zip(session.get_inputs(), values, strict=True)})
 
 
 def ones(value: onnx.ValueInfoProto, seed: int) -> np.ndarray:

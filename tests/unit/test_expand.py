@@ -50,6 +50,15 @@ def test_a_norm_that_converters_lack_becomes_operators_that_they_have(expand: An
     np.testing.assert_allclose(ReferenceEvaluator(written).run(None, {"x": x})[0], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_an_attribute_that_is_not_said_keeps_its_default(expand: Any) -> None:
+    model = one("MeanVarianceNormalization", 13, (2, 3, 4, 5))  # over all axes but the channels'
+    written = expand.expanded(onnx.ModelProto.FromString(model.SerializeToString()))
+    assert "MeanVarianceNormalization" not in {node.op_type for node in written.graph.node}
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    wanted = (x - x.mean((0, 2, 3), keepdims=True)) / x.std((0, 2, 3), keepdims=True)
+    np.testing.assert_allclose(ReferenceEvaluator(written).run(None, {"x": x})[0], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_constant_given_as_a_number_becomes_a_tensor(expand: Any) -> None:
     model = one("Relu", 17, (1, 4))
     model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value_floats=[1.0, 2.5]))
