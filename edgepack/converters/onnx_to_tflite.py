@@ -8,7 +8,7 @@ Request: ``model`` (ONNX file, fixed shapes). Writes ``model.tflite``; the resul
 source's order) hold each tensor's engine name, dtype, shape and ``perm``: engine = transpose(source, perm).
 ``layers``: the names that nodes and their first outputs have in the file -> the first outputs' names in the source.
 Of a quantized model (QDQ) the float model inside is converted; ``scales`` are then its scales by the names in the file
-(`qdq_pairs`).
+(`qdq_pairs`). With ``keep_pairs`` they are left to onnx2tf.
 
 onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known habits, and what is done:
 - it rewrites its input file: it gets a copy;
@@ -43,7 +43,7 @@ from onnx import numpy_helper
 sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
 from float_of_qdq import without_pairs
-from qdq_pairs import found_again, pairs_of
+from qdq_pairs import Pairs, found_again, pairs_of
 from tflite_forms import hard_sigmoid_by_relu6, same_shapes_for_where
 
 IR_VERSION = 10  # the newest that every pinned package here reads
@@ -70,7 +70,7 @@ def main() -> None:
         folder = scratch / str(number)
         folder.mkdir()
         try:
-            made = attempted(onnx.load(request["model"]), attempt, folder)
+            made = attempted(onnx.load(request["model"]), attempt, folder, request.get("keep_pairs", False))
         except SystemExit as error:
             first = first or error
             continue
@@ -84,10 +84,12 @@ def main() -> None:
     (out / "result.json").write_text(json.dumps({**found, "onnx2tf": onnx2tf.__version__}))
 
 
-def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path) -> dict:
+def attempted(model: onnx.ModelProto, attempt: Attempt, folder: Path, keep_pairs: bool) -> dict:
     """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``scales``, ``distance``."""
-    pairs = pairs_of(model)
-    without_pairs(model, "LiteRT", upper=False)
+    pairs = Pairs({}, [])
+    if not keep_pairs:
+        pairs = pairs_of(model)
+        without_pairs(model, "LiteRT", upper=False)
     model = with_plain_constants(expanded(model) if attempt.expand else model)
     layers, names = rename(model)
     fold_filled_constants(model.graph)
