@@ -8,7 +8,7 @@ Request: ``model`` (ONNX file, fixed shapes). Writes ``model.tflite``; the resul
 source's order) hold each tensor's engine name, dtype, shape and ``perm``: engine = transpose(source, perm).
 ``layers``: the names that nodes and their first outputs have in the file -> the first outputs' names in the source.
 Of a quantized model (QDQ) the float model inside is converted; ``scales`` are then its scales by the names in the file
-(`qdq_pairs`).
+(`qdq_pairs`). With ``keep_pairs`` they are left to onnx2tf.
 
 onnx2tf 2.6.9 pins its own dependencies exactly; the header adds the rest. Known habits, and what is done:
 - it rewrites its input file: it gets a copy;
@@ -46,7 +46,7 @@ from ai_edge_litert.interpreter import Interpreter
 sys.path.insert(0, str(Path(__file__).parent))
 from expand import expanded, with_plain_constants
 from float_of_qdq import without_pairs
-from qdq_pairs import found_again, pairs_of
+from qdq_pairs import Pairs, found_again, pairs_of
 from tflite_forms import with_forms, with_weights
 from unrolled import unrolled
 
@@ -73,7 +73,7 @@ def main() -> None:
         folder = scratch / str(number)
         folder.mkdir()
         try:
-            made = attempted(Path(request["model"]), attempt, folder)
+            made = attempted(Path(request["model"]), attempt, folder, request.get("keep_pairs", False))
         except SystemExit as error:
             first = first or error
             continue
@@ -87,12 +87,14 @@ def main() -> None:
     (out / "result.json").write_text(json.dumps({**found, "onnx2tf": onnx2tf.__version__}))
 
 
-def attempted(source: Path, attempt: Attempt, folder: Path) -> dict:
+def attempted(source: Path, attempt: Attempt, folder: Path, keep_pairs: bool) -> dict:
     """One conversion, and how it came out: ``file``, ``inputs``, ``outputs``, ``layers``, ``scales``, ``distance``."""
     model = onnx.load(source)
     sources = {name for node in model.graph.node for name in node.output}
-    pairs = pairs_of(model)
-    without_pairs(model, "LiteRT", upper=False)
+    pairs = Pairs({}, [])
+    if not keep_pairs:
+        pairs = pairs_of(model)
+        without_pairs(model, "LiteRT", upper=False)
     if pairs.activations or pairs.weights:  # the outputs without them are compared with
         source = folder / "float.onnx"
         onnx.save(model, source)

@@ -124,13 +124,14 @@ def with_fused_activations(flat: schema.ModelT) -> bool:
 
 def drop_unused(flat: schema.ModelT, graph: schema.SubGraphT) -> None:
     """Take tensors out of a graph that no operator has: the quantizer reads them all, and these hold nothing."""
-    used = {int(index) for operator in graph.operators for index in (*operator.inputs, *operator.outputs)}
-    used |= {int(index) for index in (*graph.inputs, *graph.outputs)}
+    kinds = ("inputs", "outputs", "intermediates")
+    lists = [(operator, kind, getattr(operator, kind)) for operator in graph.operators for kind in kinds]
+    lists = [(operator, kind, found) for operator, kind, found in lists if found is not None]
+    used = {int(index) for found in (*(item[2] for item in lists), graph.inputs, graph.outputs) for index in found}
     places = {old: new for new, old in enumerate(sorted(used - {-1}))} | {-1: -1}
     graph.tensors = [graph.tensors[old] for old in sorted(used - {-1})]
-    for operator in graph.operators:
-        operator.inputs = [places[int(index)] for index in operator.inputs]
-        operator.outputs = [places[int(index)] for index in operator.outputs]
+    for operator, kind, found in lists:
+        setattr(operator, kind, [places[int(index)] for index in found])
     graph.inputs, graph.outputs = ([places[int(i)] for i in indices] for indices in (graph.inputs, graph.outputs))
     for signature in flat.signatureDefs:
         if flat.subgraphs[signature.subgraphIndex] is graph:

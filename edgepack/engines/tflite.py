@@ -88,7 +88,9 @@ class TFLite:
             outputs = tuple(artifacts.identity(spec) for spec in model.outputs)
             (out / LAYERS).write_text("{}")  # the ONNX form was made of this file: its names are others
         elif precision is Precision.FP32:
-            made = convert("onnx_to_tflite", {"model": str(model.path)}, out)
+            # A quantized .tflite is kept as it is; its integer surface has no place in the float form of another.
+            own = origin is not None and origin.engine == self.name
+            made = convert("onnx_to_tflite", {"model": str(model.path), "keep_pairs": own}, out)
             inputs = tuple(_binding(tensor) for tensor in made["inputs"])
             outputs = tuple(_binding(tensor) for tensor in made["outputs"])
             (out / LAYERS).write_text(json.dumps(made.get("layers", {}), indent=1))
