@@ -28,7 +28,7 @@ ENGINES = ("onnxruntime", "tflite", "ncnn")
 # Between what plain INT8 reaches on each engine and what is reachable; one or two that are not.
 GATES: dict[str, dict[str, tuple[float, ...]]] = {
     "BlazeFace front": {"onnxruntime": (13.0, 14.0, 25.0), "tflite": (20.0,), "ncnn": (10.0, 12.0)},
-    "MTCNN P-Net": {"onnxruntime": (22.5,), "tflite": (22.5,), "ncnn": (25.0,)},
+    "MTCNN P-Net": {"onnxruntime": (21.4, 22.5), "tflite": (22.5,), "ncnn": (25.0,)},
     "PP-OCRv4 det": {"onnxruntime": (18.5,), "tflite": (17.0,), "ncnn": (12.0,)},
     "EfficientNet-Lite0": {"onnxruntime": (23.0,), "tflite": (23.0,), "ncnn": (23.0,)},
 }
@@ -41,7 +41,7 @@ The gate is the least SQNR in dB of the worst output against the float model, on
 never saw, with the engine itself; at most 5 % of the multiply-accumulates may stay in float. *Before* is the variant
 with every layer in INT8, *after* the repaired one; *float MACs* and *size* are what that costs. *Tries* are other ways
 of making the file that were run, 12 at most. Each model has a gate on each engine between what plain INT8 reaches there
-and what is reachable; BlazeFace has one that is not.
+and what is reachable, and on two of them one that is not.
 
 | model | engine | gate dB | before dB | after dB | layers in float | float MACs | size | tries |
 |---|---|---:|---:|---:|---|---:|---:|---:|
