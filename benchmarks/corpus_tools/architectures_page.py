@@ -19,10 +19,10 @@ HEAD = """\
 # Models and architectures
 
 Written by `benchmarks/architectures.py --report`; its head says what each word means and where the models come from.
-{count} of the {total} models of the set so far: architectures with random weights, TFLite files of packages, onnx's light models, and models with real
-weights. Float32 (a quantized TFLite file: its own INT8), on the host, each against its own framework's outputs, with
-a sample held out that verification doesn't see. The bare tools ran with their default options on the ONNX file that
-edgepack imported; theirs counts as right in whatever order of axes it comes out.
+{count} of the {total} models of the set so far: architectures with random weights, TFLite files of packages, onnx's
+light models, and models with real weights. Float32 (a quantized TFLite file: its own INT8), on the host, each against
+its own framework's outputs, with a sample held out that verification doesn't see. The bare tools ran with their default
+options on the ONNX file that edgepack imported; theirs counts as right in whatever order of axes it comes out.
 """
 
 
