@@ -60,7 +60,8 @@ def main() -> None:
     results = scratch / "results.jsonl"
     if options.report:
         names = {item["name"] for item in every(scratch, options.models)}
-        architectures_page.write(PAGE, {n: r for n, r in corpus.read(results).items() if n in names})
+        found = {name: item for name, item in corpus.read(results).items() if name in names}
+        architectures_page.write(PAGE, found, len(names))
         return
     os.environ.setdefault("EDGEPACK_CACHE", str(scratch / "cache"))
     forks.install(SECONDS, {"torch_to_onnx": ZOO / "torch_zoo.py"})

@@ -19,28 +19,31 @@ HEAD = """\
 # Models and architectures
 
 Written by `benchmarks/architectures.py --report`; its head says what each word means and where the models come from.
-{count} models: architectures with random weights, TFLite files of packages, onnx's light models, and models with real
-weights. Float32 (a quantized TFLite file: its own INT8), on the host, each against its own framework's outputs, with
-a sample held out that verification doesn't see. The bare tools ran with their default options on the ONNX file that
-edgepack imported; theirs counts as right in whatever order of axes it comes out.
+{count} of the {total} models of the set so far: architectures with random weights, TFLite files of packages, onnx's
+light models, and models with real weights. Float32 (a quantized TFLite file: its own INT8), on the host, each against
+its own framework's outputs, with a sample held out that verification doesn't see. The bare tools ran with their default
+options on the ONNX file that edgepack imported; theirs counts as right in whatever order of axes it comes out.
 """
 
 
-def write(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Write the page."""
+def write(path: Path, results: dict[str, dict[str, Any]], total: int) -> None:
+    """Write the page; `total` is how many models the set has."""
     imported = {name: item for name, item in results.items() if item["import"]["status"] == "right"}
     some = sum(any(status(item, engine) == "right" for engine in ENGINES) for item in results.values())
-    lines = [HEAD.format(count=len(results)), "| | right | of | share | bar | refused | failed | dropped | WRONG |"]
+    lines = [
+        HEAD.format(count=len(results), total=total),
+        "| | right | of | share | bar | refused | failed | dropped | WRONG |",
+    ]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     lines.append(f"| at least one engine | {some} | {len(results)} | {share(some, len(results))} | 98 % | | | | |")
     bars = {"onnxruntime": "100 % of what is imported", "tflite": "95 %", "ncnn": "85 %"}
     for column in (*ENGINES, *BARE):
         among = imported if column == "onnxruntime" else results
         counts = Counter(status(item, column) for item in among.values())
-        total = sum(counts.values()) - counts[""]
+        tried = sum(counts.values()) - counts[""]
         wrong = counts["WRONG"] + counts["TRACEBACK"] if column in ENGINES else counts["wrong"]
         lines.append(
-            f"| {column} | {counts['right']} | {total} | {share(counts['right'], total)} | {bars.get(column, '')} "
+            f"| {column} | {counts['right']} | {tried} | {share(counts['right'], tried)} | {bars.get(column, '')} "
             f"| {counts['refused']} | {counts['failed']} | {counts['dropped']} | {wrong} |"
         )
     lines += ["", "A refused import counts for every engine but ONNX Runtime, which has nothing to run then.", ""]
