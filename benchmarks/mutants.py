@@ -209,6 +209,8 @@ def command(words: list[str], folder: Path) -> dict[str, Any]:
                 cli.main()
     except SystemExit as leaving:
         code = leaving.code or 0
+        if code == 130:  # somebody stops this program: the command line takes signals as its own
+            raise KeyboardInterrupt from leaving
     except BaseException:
         code = 70
         said.write(traceback.format_exc())
