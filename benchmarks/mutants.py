@@ -79,15 +79,19 @@ def run(scratch: Path, count: int) -> list[dict[str, Any]]:
         for number in range(count):
             for kind, check in (("onnx", checked), ("tflite", checked), ("param", run_param)):
                 found = results.get((kind, number))
-                if found is not None and found["status"] != "begun":
+                if found is not None and found["status"] not in ("begun", "stopped"):
                     continue
                 item: dict[str, Any] = {"kind": kind, "number": number}
-                if found is not None:
+                if found is not None and found["status"] == "begun":
                     item |= {"status": "BAD", "code": None, "said": "edgepack's own process died"}
                 else:
                     log.write(json.dumps({**item, "status": "begun"}) + "\n")
                     log.flush()
-                    item |= check(*mutant(seeds[kind], kind, number), scratch)
+                    try:
+                        item |= check(*mutant(seeds[kind], kind, number), scratch)
+                    except KeyboardInterrupt:
+                        log.write(json.dumps({**item, "status": "stopped"}) + "\n")
+                        raise
                 results[kind, number] = item
                 log.write(json.dumps(item) + "\n")
                 log.flush()
@@ -209,6 +213,8 @@ def command(words: list[str], folder: Path) -> dict[str, Any]:
                 cli.main()
     except SystemExit as leaving:
         code = leaving.code or 0
+        if code == 130:  # somebody stops this program: the command line takes signals as its own
+            raise KeyboardInterrupt from leaving
     except BaseException:
         code = 70
         said.write(traceback.format_exc())
