@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--prepared", action="store_true", help="take models that were imported before")
     parser.add_argument("--rules", action="store_true", help="find the rules of operators_measured.toml")
     parser.add_argument("--real", type=Path, help="for --rules: ONNX files that every engine does, after passes")
+    parser.add_argument("--held-out", type=int, default=0, help="for --rules: judge them on so many parts held out")
     parser.add_argument("--report", action="store_true", help="write the page from what is there")
     options = parser.parse_args()
     scratch = options.scratch.absolute()
@@ -76,7 +77,7 @@ def main() -> None:
     results = scratch / "results.jsonl"
     known = read(results)
     if options.rules:
-        rules.write(known, scratch / "prepared", ENGINES, options.real)
+        rules.write(known, scratch / "prepared", ENGINES, options.real, options.held_out)
     if options.report:
         page.write(PAGE, {n: predicted(r, scratch / "prepared" / n) for n, r in known.items()}, len(names))
     if options.rules or options.report:

@@ -47,7 +47,9 @@ def write(path: Path, results: dict[str, dict[str, Any]], total: int) -> None:
                 continue
             counts[name][value["status"]] += 1
             if value["status"] != "right" and "bare" not in name:
-                reasons["import" if value is item["import"] else name][family(value["reason"])] += 1
+                imported = value is not item["import"]
+                if imported or name == COLUMNS[0]:  # an import counts once
+                    reasons[name if imported else "import"][family(value["reason"])] += 1
     lines = [HEAD.format(count=len(results), total=total)]
     lines += ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for status in ORDER:

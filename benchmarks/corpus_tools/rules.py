@@ -109,7 +109,7 @@ def agreement(rules: Iterable[Rule], models: Mapping[str, list[Described]], righ
     return Counter("agree" if fits(rules, models[n]) != right[n] else ("right" if right[n] else "not") for n in right)
 
 
-def held_out(models: Mapping[str, list[Described]], right: Mapping[str, bool], parts: int = 5) -> float:
+def held_out(models: Mapping[str, list[Described]], right: Mapping[str, bool], parts: int) -> float:
     """The share of models told rightly by rules that were found without them."""
     names, agreed = sorted(right), 0
     for part in range(parts):
@@ -119,9 +119,12 @@ def held_out(models: Mapping[str, list[Described]], right: Mapping[str, bool], p
     return agreed / len(names)
 
 
-def write(results: Mapping[str, Mapping[str, Any]], prepared: Path, engines: Iterable[str], real: Path | None) -> None:
+def write(
+    results: Mapping[str, Mapping[str, Any]], prepared: Path, engines: Iterable[str], real: Path | None, parts: int
+) -> None:
     """Write the table of every engine, and print how well it tells what became of the corpus.
 
+    `parts`: into how many parts the models are cut for a judgement on those held out; 0 for none.
     `real`: a folder of ONNX files, after passes, of models that come out right with every engine.
     """
     names = sorted(name for name in results if (prepared / name / "model").is_dir())
@@ -134,7 +137,9 @@ def write(results: Mapping[str, Mapping[str, Any]], prepared: Path, engines: Ite
         right |= dict.fromkeys(known, True)
         found = learned(models, right)
         counts = agreement(found, models, right)
-        print(f"{engine}: {len(found)} rules, {dict(counts)}, of models held out {held_out(models, right):.4f}")
+        print(f"{engine}: {len(found)} rules, {dict(counts)}", flush=True)
+        if parts:
+            print(f"{engine}: of models held out {held_out(models, right, parts):.4f}", flush=True)
         tables += [_entry(engine, rule, results) for rule in found]
     TABLE.write_text("\n".join(tables))
 
