@@ -159,7 +159,7 @@ def explain_int8(
 
     said = None
     if (Path(model) / "manifest.json").is_file():
-        said = explaining.of_bundle(Path(model), variant)
+        said = explaining.of_bundle(Path(model), variant, options["engines"])
         if source is None:
             _print(report.document("explain-int8", **said), as_json, explaining.bundle_text(said))
             return

@@ -13,7 +13,7 @@ from edgepack.cache import Cache, Entry, Step
 from edgepack.errors import Unsupported
 from edgepack.interfaces import Engine
 from edgepack.quantizers.static import has_quantized
-from edgepack.report import columns
+from edgepack.report import columns, short
 from edgepack.types import Calibration, Int8Options, Model
 
 SAMPLES = {"fast": 4, "normal": 8, "high": 16}
@@ -207,7 +207,7 @@ def table(found: Explanation, most: int = 0, engine: str = "onnxruntime") -> str
     shown = ranked[:most] if most else ranked
     rows: list[tuple[str, ...]] = [
         (
-            plain(layer.layer),
+            short(layer.layer),
             layer.op,
             layer.how,
             f"{layer.single_db:.1f}",
@@ -241,8 +241,3 @@ def table(found: Explanation, most: int = 0, engine: str = "onnxruntime") -> str
 def span(low: float | None, high: float | None) -> str:
     """A range in three digits."""
     return "-" if low is None or high is None else f"{low:.3g} to {high:.3g}"
-
-
-def plain(name: str) -> str:
-    """A model's name with every character that a terminal would act on replaced by its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

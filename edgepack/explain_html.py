@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 
-from edgepack.explain import Explanation, Layer, plain, span
+from edgepack.explain import Explanation, Layer, span
+from edgepack.report import plain
 
 BAD_DB, GOOD_DB = 5.0, 45.0  # the colours' ends
 STYLE = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,25 @@ from edgepack import bundle, explain, explain_html, log, plan, steps
 from edgepack.cache import Cache
 from edgepack.errors import CalibrationError, UsageError, VariantError
 from edgepack.plan import BuildPlan
-from edgepack.report import columns
+from edgepack.report import columns, plain, short
 from edgepack.types import Model, Precision, Variant, set_of
 
 SIMULATED = "onnxruntime"  # the engine whose quantizer all layers are explained with
 
 
-def of_bundle(path: Path, name: str | None) -> dict[str, Any]:
+def of_bundle(path: Path, name: str | None, engines: Sequence[str] = ()) -> dict[str, Any]:
     """What a bundle says of one INT8 variant: how it was made, what was kept in float, how it did.
 
-    `name` is the variant's, or None for the first. Raises `UsageError` where there is none.
+    `name` is the variant's, or None for the first, of one of `engines` where any are named. Raises `UsageError` where
+    there is none.
     """
     manifest = bundle.open_bundle(path).manifest
     found = [item for item in manifest["variants"] if item.get("int8") and name in (None, item["name"])]
+    found = [item for item in found if name or not engines or item["engine"] in engines]
     if not found:
+        asked = f" {name!r}" if name else f" of {' or '.join(engines)}" if engines else ""
         raise UsageError(
-            f"The bundle {path.name} has no INT8 variant{f' {name!r}' if name else ''}.",
+            f"The bundle {path.name} has no INT8 variant{asked}.",
             f"It has: {', '.join(item['name'] for item in manifest['variants']) or 'none'}.",
             id="EP230",
         )
@@ -50,14 +53,14 @@ def bundle_text(facts: dict[str, Any]) -> str:
     lines = [f"{facts['variant']}: effort {int8['effort']}, ranges {int8['ranges']}"]
     if int8["kept_float"]:
         rows: list[tuple[str, ...]] = [
-            (explain.plain(k["layer"]), k["op"], f"{k['single_db']:.1f}", f"{k['macs']:.2%}", f"{k['weights']:.2%}")
+            (short(k["layer"]), k["op"], f"{k['single_db']:.1f}", f"{k['macs']:.2%}", f"{k['weights']:.2%}")
             for k in int8["kept_float"]
         ]
         lines.append(columns(("kept in float", "operator", "single dB", "MACs", "weights"), rows))
     else:
         lines.append("No layer was kept in float by a repair.")
     lines += [
-        f"output {explain.plain(m['output'])!r}: SQNR {m['sqnr_db']:.1f} dB, cosine {m['cosine']:.4f}"
+        f"output {plain(m['output'])!r}: SQNR {m['sqnr_db']:.1f} dB, cosine {m['cosine']:.4f}"
         for m in facts["verdict"]["metrics"]
     ]
     if facts["gate"]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LISTED = 10  # layers that a line names
+LONGEST_NAME = 60
 
 
 def document(command: str, **content: Any) -> dict[str, Any]:
@@ -131,8 +132,14 @@ def _set_size(result: BuildResult, name: str) -> int:
 
 
 def plain(name: str) -> str:
-    """A name of the model's in one line."""
-    return name.encode("unicode_escape").decode()
+    """A model's name with every character that a terminal would act on replaced by its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def short(name: str) -> str:
+    """A model's name for a line or a table: the middle of a long one, such as TFLite's fused layers, is left out."""
+    name = plain(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[:27]}...{name[-30:]}"
 
 
 def _gated(outcome: Outcome) -> list[str]:
@@ -156,7 +163,7 @@ def _kept(outcome: Outcome) -> list[str]:
         return []
     if not facts.kept_float:
         return [f"{outcome.variant}: repaired with {facts.ranges} ranges, no layer in float."]
-    names = [plain(k.layer) for k in facts.kept_float[:LISTED]]
+    names = [short(k.layer) for k in facts.kept_float[:LISTED]]
     more = len(facts.kept_float) - len(names)
     rule = "" if facts.ranges == "auto" else f", {facts.ranges} ranges"
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import config, converter, evaluation, explain, explaining, metrics, plan, settling, steps
 from edgepack.cache import Cache
-from edgepack.errors import MetricError, ToolMissing
+from edgepack.errors import MetricError, ToolMissing, UsageError
 from edgepack.plan import BuildPlan
 from edgepack.types import GateSpec, Int8Options, Precision
 from tests.conftest import missing
@@ -293,6 +292,7 @@ def test_a_bundles_own_word_on_int8_needs_no_model(tmp_path: Path) -> None:
         "variants": [
             {
                 "name": "ncnn-int8",
+                "engine": "ncnn",
                 "int8": {"effort": "normal", "ranges": "mse", "kept_float": [kept]},
                 "gate": None,
                 "verdict": {"metrics": [{"output": "y", "sqnr_db": 21.0, "cosine": 0.99}]},
@@ -303,7 +303,9 @@ def test_a_bundles_own_word_on_int8_needs_no_model(tmp_path: Path) -> None:
     text = explaining.bundle_text(explaining.of_bundle(tmp_path, None))
 
     assert "effort normal, ranges mse" in text and "c\\x1b" in text and "21.0 dB" in text
-    assert json.loads((tmp_path / "manifest.json").read_text())["variants"][0]["name"] == "ncnn-int8"
+    assert explaining.of_bundle(tmp_path, None, ["ncnn"])["variant"] == "ncnn-int8"
+    with pytest.raises(UsageError, match="no INT8 variant of tflite"):
+        explaining.of_bundle(tmp_path, None, ["tflite"])
 
 
 SCRIPTS = {
