@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# Started in the background by a shell, ctrl-C would be ignored here and in every child; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def need(program: str, how: str) -> str:

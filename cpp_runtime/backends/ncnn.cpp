@@ -56,7 +56,8 @@ char* channel(const ncnn::Mat& mat, int q) {
 // Whole numbers reach ncnn as ids for a lookup, and nothing else.
 bool holds_negative(const void* data, size_t bytes) {
   const auto* const ids = static_cast<const int32_t*>(data);
-  return std::any_of(ids, ids + bytes / sizeof(int32_t), [](int32_t id) { return id < 0; });
+  const size_t count = bytes / sizeof(int32_t);
+  return std::any_of(ids, ids + count, [](int32_t id) { return id < 0; });
 }
 
 struct Slot {
