@@ -14,6 +14,7 @@ def run_once(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nd
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False  # it keeps what was freed
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # The weights that stay in their files.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path.cwd()))
