@@ -12,7 +12,8 @@
 
 Request: ``float`` and ``int8`` (.param and .bin of each), ``inputs`` (blob names), ``samples`` (tensor folder in ncnn's
 own shapes), ``count`` (at most so many of them, evenly spaced), and of quantize_ncnn.py's result ``names``,
-``quantized`` and ``codings``. The result's ``layers`` hold for each ONNX layer what `int8_errors.Compared` tells.
+``quantized``, ``codings`` and ``evened`` (what each channel of a blob was divided by). The result's ``layers`` hold
+for each ONNX layer what `int8_errors.Compared` tells.
 
 A blob between quantized convolutions is int8, which ncnn hands out as whole numbers in float32. One that has a zero
 point is, where its reader makes the integers, float less that constant. Both become what their reader takes them for.
@@ -51,7 +52,7 @@ def main() -> None:
         samples(request), len(np.load(Path(request["samples"], "0.npy"), mmap_mode="r")), request["count"]
     ):
         wanted = list(dict.fromkeys([*gives, *reads.values()]))
-        values = {name: np.array(value) for name, value in exact.run(arrays, wanted, keep=True)}
+        values = {name: divided(v, request["evened"].get(name)) for name, v in exact.run(arrays, wanted, keep=True)}
         got = {name: decoded(value, codings.get(name)) for name, value in made.run(arrays, sorted(gives), keep=True)}
         for name, layer in rows.items():
             found[name].add(values[reads[name]], values[layer.tops[0]], got[layer.tops[0]])
@@ -80,6 +81,15 @@ def span(coding: dict[str, Any] | None) -> tuple[float, float, float] | None:
         return None
     ends = sorted(coding["sign"] * (end - coding["zero"]) / coding["scale"] for end in (-127, 127))
     return ends[0], ends[1], 1.0 / coding["scale"]
+
+
+def divided(values: np.ndarray, factors: list[float] | None) -> np.ndarray:
+    """A blob of the float model as the INT8 model has it: [channels, height, width], [rows, channels] or [channels]."""
+    if factors is None:
+        return np.array(values)
+    channels = values.shape[-1] if values.ndim == 2 else len(values)
+    by = np.array(factors[:channels], np.float32)
+    return values / (by[:, None, None] if values.ndim == 3 else by)
 
 
 def decoded(values: np.ndarray, coding: dict[str, Any] | None) -> np.ndarray:

@@ -30,12 +30,22 @@ class Plan:
         read = {name for layer in layers for name in layer.bottoms}
         self.outputs = [top for layer in layers for top in layer.tops if top not in read]
         self.readers = {name: self._readers(name) for name in {*self.wanted.values()}}
+        self.judged = dict(map(self._before_softmax, self.outputs))
 
     def origin(self, blob: str) -> str:
         """The blob that Split layers copied."""
         while (producer := self.layers[self.producers[blob]]).type in ONES:
             blob = producer.bottoms[0]
         return blob
+
+    def _before_softmax(self, blob: str) -> tuple[str, int | None]:
+        """Where an output's errors are measured, and the axis along which a constant makes no difference.
+
+        Most of what a Softmax gives lies at 0 or 1 and shows no error at all, so a few samples that the model is
+        unsure of would decide alone.
+        """
+        layer = self.layers[self.producers[blob]]
+        return (layer.bottoms[0], layer.int(0)) if layer.type == "Softmax" else (blob, None)
 
     def _readers(self, blob: str) -> Reader:
         copies, found = {blob}, []

@@ -25,12 +25,13 @@ class Blob:
 
     seen: Seen
     sums: dict[int, np.ndarray] = field(default_factory=dict)  # per way to cut it into channels: sum of the means
+    peaks: dict[int, np.ndarray] = field(default_factory=dict)  # the same of the largest magnitudes
     count: int = 0
     shape: tuple[int, ...] = ()
     ends: np.ndarray = field(default_factory=lambda: np.zeros(2))  # sums of each sample's lowest and highest value
 
     def add(self, values: np.ndarray, cuts: set[int]) -> None:
-        """Take in one sample's values, and the means of its channels."""
+        """Take in one sample's values, and the means and peaks of its channels."""
         self.seen.add(values)
         self.count, self.shape = self.count + 1, values.shape
         self.ends += (values.min(initial=0.0), values.max(initial=0.0))
@@ -38,6 +39,7 @@ class Blob:
             flat = by_channel(values, cut)
             if flat is not None:
                 self.sums[cut] = self.sums.get(cut, 0.0) + flat.mean(axis=1, dtype=np.float64)
+                self.peaks[cut] = self.peaks.get(cut, 0.0) + np.abs(flat).max(axis=1)
 
     def mean(self, channels: int) -> np.ndarray | None:
         """The mean of each channel over all samples; None when the blob has no such channels."""

@@ -29,19 +29,23 @@ Differences from upstream's tools:
   each output channel is taken out of the bias (Nagel et al. 2019, arXiv:1906.04721, section 4.2).
 - Ranges have the least squared error; where the outputs on the calibration samples are clearly closer with the
   99.99th percentile or the whole range, those.
+- Channels of blobs are evened out where the layers around can take that into their weights (`ncnn_equalising`).
+- Rules are judged before a last Softmax, which hides the errors of all samples that the model is sure of.
 - 3x3 convolutions have 8 bits, not 6: ncnn's int8 Winograd (F43) multiplies sums by 576 in 32 bits, and a layer whose
   sums could pass the limit is told not to use it.
 - A range or channel of only zeros gets the factor 1 instead of infinity.
 
-``effort``: "fast" takes least-error ranges and the nearest integers, "normal" tries ranges and looks for weights'
-scales. "high" rounds weights with the covariance of their inputs, which takes another pass over the samples; shifts
-blobs that no producer can shift in a layer of its own, where that brings a decibel; and leaves the most sensitive
+``effort``: "fast" takes least-error ranges and the nearest integers, "normal" tries ranges, evens channels out and
+looks for weights' scales. "high" rounds weights with the covariance of their inputs, which takes another pass over the
+samples; shifts blobs that no producer can shift in a layer of its own, where that brings a decibel; and leaves the
+most sensitive
 layers in float.
 """
 
 import json
 import os
 import sys
+import tempfile
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +55,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ncnn_dynamic import DYNAMIC
+from ncnn_equalising import equalise
 from ncnn_files import FEATURE_MASK, NO_WINOGRAD, Block, Layer, finite, floats, locate, read_param, write_param
 from ncnn_half import halve
 from ncnn_int8 import Rounded, narrow, round_weights, shift_before, shift_float, write_layer
@@ -68,6 +73,7 @@ FLOAT_WEIGHTS = 0.1  # of the weights that they may have: the file grows by a qu
 LIFTED = 1.0  # dB that shifting blobs before their readers must bring: it takes another pass over each
 FAR = 64  # zero points from here on are worth it
 GAIN = 0.1  # dB that a layer in float must bring
+EVENED = 0.25  # of the unevenness of a blob's channels that weights take over
 
 
 def main() -> None:
@@ -108,6 +114,9 @@ class Quantizer:
                 finite(self.layers[index], block, self.weights)
         self.blobs = watch(self.request, self.plan)
         self.rounded = self.round()
+        evened = (
+            {} if self.effort == "fast" or any(g.scale is not None for g in self.given.values()) else self.even(out)
+        )
         asked, given = self.request["int8"]["ranges"], self.all_given()
         automatic = AUTOMATIC[:1] if self.effort == "fast" or given else AUTOMATIC
         rules = automatic if asked == "auto" else (asked,)
@@ -135,9 +144,31 @@ class Quantizer:
         return {
             **self.told(plan, layers),
             "codings": codings,
+            "evened": evened,
             "ranges": rule,
             "tried": {k: round(v, 2) for k, v in tried.items()},
         }
+
+    def even(self, out: Path) -> dict[str, list[float]]:
+        """Even out channels where that is better on calibration samples. Returns what they were divided by."""
+        weights, divided = equalise(self.plan, self.blocks, self.weights, self.blobs, EVENED)
+        if not divided:
+            return {}
+        rule = AUTOMATIC[0]
+        plain = self.judge(self.save(out, *self.write(self.plan, rule)))
+        before = self.request, self.weights, self.blobs, self.rounded
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            file = Path(folder, "evened.bin")
+            file.write_bytes(weights.tobytes())
+            self.request = {**self.request, "files": [self.request["files"][0], str(file)]}
+            self.weights = weights
+            self.blobs = watch(self.request, self.plan)
+            self.rounded = self.round()
+        self.request = before[0]
+        if self.judge(self.save(out, *self.write(self.plan, rule))) > plain + CLEARLY:
+            return divided
+        _, self.weights, self.blobs, self.rounded = before
+        return {}
 
     def all_given(self) -> bool:
         """Whether the model came with the ranges of all that is quantized."""
@@ -263,7 +294,7 @@ class Quantizer:
 
     def judge(self, files: list[str], count: int | None = None) -> float:
         """Signal over noise of the worst output, in dB over the judged samples (or `count` of them)."""
-        names, inputs = self.plan.outputs, self.request["inputs"]
+        names, inputs = list(self.plan.judged), self.request["inputs"]
         keep = len(names) > 1
         if not self.known:
             exact = Network(self.request["files"], inputs)
@@ -275,8 +306,12 @@ class Quantizer:
         made = Network(files, inputs)
         for arrays, exact_values in zip(samples(self.request), self.known[:count], strict=False):
             for index, (name, got) in enumerate(made.run(arrays, names, keep=keep)):
-                signal[index] += np.square(exact_values[name], dtype=np.float64).sum()
-                noise[index] += np.square(exact_values[name].astype(np.float64) - got).sum()
+                wanted, error = exact_values[name].astype(np.float64), exact_values[name].astype(np.float64) - got
+                if (axis := self.plan.judged[name]) is not None:
+                    wanted = wanted - wanted.mean(axis=axis, keepdims=True)
+                    error = error - error.mean(axis=axis, keepdims=True)
+                signal[index] += np.square(wanted).sum()
+                noise[index] += np.square(error).sum()
         ratios = 10.0 * np.log10(np.maximum(signal, 1e-30) / noise)
         return float(ratios[signal > 0.0].min()) if (signal > 0.0).any() else 0.0
 

@@ -110,7 +110,7 @@ class Ncnn:
                 "inputs": [binding.name for binding in floating.inputs],
                 "samples": str(arrays),
                 "count": count,
-                **{key: made.facts[key] for key in ("names", "quantized", "codings")},
+                **{key: made.facts[key] for key in ("names", "quantized", "codings", "evened")},
             }
             # It has the quantizer's pins, and so its environment.
             python = converter.environment("quantize_ncnn")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,33 @@ def test_one_and_two_threads_give_the_same_bytes(tmp_path: Path, effort: Any) ->
         converter.convert("quantize_ncnn", request, out, threads=threads)
         made.append([(out / name).read_bytes() for name in (PARAM, WEIGHTS)])
     assert made[0] == made[1]
+
+
+def test_uneven_channels_are_evened_where_weights_can_take_that(tmp_path: Path) -> None:
+    """The first convolution's channels reach from 1 to 1000; the second one gives each the same weight."""
+    reach = np.logspace(0, 3, 16).astype(np.float32)
+    first = RNG.normal(size=(16, 3, 3, 3)).astype(np.float32) * reach[:, None, None, None]
+    second = RNG.normal(size=(8, 16, 1, 1)).astype(np.float32) / reach[None, :, None, None]
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "d"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 14, 14])
+    weights = [numpy_helper.from_array(first, "a"), numpy_helper.from_array(second, "d")]
+    graph = helper.make_graph(nodes, "uneven", [x], [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "m.onnx")
+    model = model_of(tmp_path / "m.onnx")
+    samples = RNG.normal(size=(16, 1, 3, 16, 16)).astype(np.float32)
+    calibration = calibration_of(tmp_path / "calibration", samples)
+    plain = int8(model, calibration, tmp_path, Int8Options(effort="fast"))
+    evened = int8(model, calibration, tmp_path)
+    assert evened.facts["evened"] and not plain.facts["evened"]
+    wanted = expected(model, samples)
+    better = decibels(wanted, run(model, evened, samples))
+    assert better > decibels(wanted, run(model, plain, samples)) + 3
+    found = Ncnn().layers(
+        artifacts.read(tmp_path / "fp32"), evened, calibration.path, 4, Path(tempfile.mkdtemp(dir=tmp_path))
+    )
+    assert all(item["saturated"] < 0.05 for item in found.values() if "saturated" in item), found
