@@ -53,15 +53,15 @@ HEAD = """\
 
 Written by `benchmarks/ncnn_upstream_int8.py`; `benchmarks/README.md` says how to run it again.
 
-- **Zero points.** ncnn's int8 has none, so what a ReLU gives has 7 bits. A blob between quantized layers gets one here:
-  its producer's bias is less by a constant, its readers' biases have that constant's part, and what pads (ncnn's
-  parameter 18) stands for zero. ReLU and ReLU6 are left to the integers' limits. It costs nothing on the device.
-  Where a layer without a bias (an addition, a separate HardSwish) makes the blob, integers stay symmetric.
+- **Zero points.** ncnn's int8 has none, so what a ReLU gives has 7 bits. A blob between quantized layers gets one
+  here: its producer's bias is less by a constant, its readers' biases have that constant's part, and what pads
+  (ncnn's parameter 18) stands for zero. ReLU and ReLU6 are left to the integers' limits. It costs nothing on the
+  device. Where a layer without a bias (an addition, a separate HardSwish) makes the blob, integers stay symmetric.
 - **Ranges** have the least squared error; where the outputs on the calibration samples are clearly closer with the
   99.99th percentile or the whole range, those. `--effort fast` doesn't compare.
-- **Channels** of a blob are evened out through ReLU, PReLU, pooling, padding and sums (Nagel et al. 2019, arXiv:1906.04721,
-  section 4.1) at `normal` and `high`, where the outputs on the calibration samples are clearly closer then: the writer's
-  weights are divided, the readers' multiplied. It costs nothing on the device.
+- **Channels** of a blob are evened out through ReLU, PReLU, pooling, padding and sums (Nagel et al. 2019,
+  arXiv:1906.04721, section 4.1) at `normal` and `high`, where the outputs on the calibration samples are clearly
+  closer then: the writer's weights are divided, the readers' multiplied. It costs nothing on the device.
 - Where a model ends in a Softmax, outputs before it decide between ranges: saturated ones hide errors.
 - **Weights**: scales of least error, and bias correction (Nagel et al. 2019, arXiv:1906.04721). At `--effort high`
   weights are rounded so that errors cancel in a layer's sums (GPTQ, Frantar et al. 2022, arXiv:2210.17323), and the
@@ -92,11 +92,11 @@ TAIL = """
   leaves it in float. On the faces of the verification all rules lose decibels against the calibration faces.
 - How far channels are evened out (a quarter of what would make them equal) was chosen on these networks' verification
   inputs: it flatters the table a little.
-- **PP-OCRv2 cls**: the one network where upstream's `kl` is better, by ten lines of the 40 that the network is unsure of (it ends
-  in a softmax of two). Its figure is one of chance: with every scale of its table moved at random by up to 2 %, 30 times, it has
-  17.3 to 27.9 dB, 21.8 in the middle, and ours moved so 17.6 to 29.1, 21.8 in the middle. Of the logits before the
-  softmax, ours have 23.6 dB on those lines and `kl`'s 18.1; on 235 moved and mirrored unsure lines their error is 0.72 against
-  0.94 (rms), on the ten themselves 0.69 against 0.19.
+- **PP-OCRv2 cls**: the one network where upstream's `kl` is better, by ten lines of the 40 that the network is unsure
+  of (it ends in a softmax of two). Its figure is one of chance: with every scale of its table moved at random by up
+  to 2 %, 30 times, it has 17.3 to 27.9 dB, 21.8 in the middle, and ours moved so 17.6 to 29.1, 21.8 in the middle. Of
+  the logits before the softmax, ours have 23.6 dB on those lines and `kl`'s 18.1; on 235 moved and mirrored unsure
+  lines their error is 0.72 against 0.94 (rms), on the ten themselves 0.69 against 0.19.
 - **LSTM, GRU**: their weights stay in float (silero: 68 % of fp32's size).
 - **Size**: each channel has a scale and a bias of 4 bytes each, and the .param is text: together 1 % of fp32's size in
   large networks, 5 % in PP-OCRv2 cls and BlazeFace.
