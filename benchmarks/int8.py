@@ -109,8 +109,7 @@ TAIL = """\
 ## Where it is weak, and why
 
 - Rows that are missing above weren't measured in this run: what every model reaches at `normal` is in
-  [models.md](models.md), and ncnn's EfficientNet-Lite0 at `high` in [ncnn_int8.md](ncnn_int8.md). EfficientNet-Lite0's
-  sizes of LiteRT, and of ONNX Runtime at `high`, are from before the files of both became smaller.
+  [models.md](models.md).
 - **BlazeFace**: activations that the calibration faces don't reach. The rule that is closest on them (percentile) gives
   11.9 dB on the others in ONNX Runtime, the whole range 13.9. One convolution of the boxes alone costs 5.6 dB. LiteRT's
   `dynamic` recipe measures ranges as it runs and loses least.

@@ -6,6 +6,7 @@ import onnx.inliner
 from onnx.reference import ReferenceEvaluator
 
 LARGEST = 1 << 20  # bytes of a constant that is folded
+FILLED = 1 << 28  # bytes; a larger ConstantOfShape stays
 
 # None of these has a form in onnx2tf 2.6.9 (it makes custom operators of them) or in ncnn.
 EXPANDED = (
@@ -82,6 +83,26 @@ def typed(model: onnx.ModelProto) -> onnx.ModelProto:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             model.graph.value_info.append(value)
     return model
+
+
+def fold_filled_constants(graph: onnx.GraphProto) -> None:
+    """Turn ConstantOfShape with a known shape into an initializer."""
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    rest = []
+    for node in graph.node:
+        shape = known.get(node.input[0]) if node.op_type == "ConstantOfShape" else None
+        if shape is None:
+            rest.append(node)
+            continue
+        value = next((onnx.numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
+        dims = [int(d) for d in onnx.numpy_helper.to_array(shape)]
+        if np.prod(dims) * value.itemsize > FILLED:
+            rest.append(node)
+            continue
+        filled = np.full(dims, value.reshape(-1)[0], value.dtype)
+        graph.initializer.append(onnx.numpy_helper.from_array(filled, node.output[0]))
+    del graph.node[:]
+    graph.node.extend(rest)
 
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import onnx
-from expand import EXPANDED, expanded, folded, with_plain_constants
+from expand import EXPANDED, expanded, fold_filled_constants, folded, with_plain_constants
 from ncnn_forms import constants_as_initializers
 from ncnn_patterns import gelu, layer_norm, without_unread
 from ncnn_writer import Node, Refused, Writer, natural
@@ -36,6 +36,7 @@ def write(model: onnx.ModelProto) -> Written:
     """ncnn's files for a model. Raises `SystemExit` naming the node that has no form."""
     model = expanded(with_plain_constants(model), tuple(name for name in EXPANDED if name not in OPERATORS))
     model = with_plain_constants(model)
+    fold_filled_constants(model.graph)
     model = folded(shaped(model))
     graph = Graph(model)
     constants_as_initializers(graph)

@@ -101,11 +101,13 @@ def _mean_of(graph: Graph, node: onnx.NodeProto | None) -> str | None:
 
 
 def without_unread(graph: Graph) -> None:
-    """Leave out nodes whose results nothing reads."""
+    """Leave out nodes whose results nothing reads, and masks and places that nothing reads."""
     needed = set(graph.surface)
     kept = []
     for node in reversed(graph.nodes):
         if needed & set(node.output):
             kept.append(node)
             needed |= set(node.input)
+            if node.op_type in ("Dropout", "MaxPool") and needed.isdisjoint(node.output[1:]):
+                del node.output[1:]
     graph.nodes = kept[::-1]

@@ -2,11 +2,9 @@
 
 import numpy as np
 import onnx
-from expand import has_graph
+from expand import fold_filled_constants, has_graph
 from onnx import numpy_helper
 from onnx_graph import Graph, attribute, make, shape_of
-
-FOLDED = 1 << 28  # bytes; a larger ConstantOfShape stays
 
 
 def with_forms(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -44,26 +42,6 @@ def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # onnx2tf says better why
         return model
-
-
-def fold_filled_constants(graph: onnx.GraphProto) -> None:
-    """Turn ConstantOfShape with a known shape into an initializer."""
-    known = {tensor.name: tensor for tensor in graph.initializer}
-    rest = []
-    for node in graph.node:
-        shape = known.get(node.input[0]) if node.op_type == "ConstantOfShape" else None
-        if shape is None:
-            rest.append(node)
-            continue
-        value = next((numpy_helper.to_array(a.t) for a in node.attribute), np.zeros(1, np.float32))
-        dims = [int(d) for d in numpy_helper.to_array(shape)]
-        if np.prod(dims) * value.itemsize > FOLDED:
-            rest.append(node)
-            continue
-        filled = np.full(dims, value.reshape(-1)[0], value.dtype)
-        graph.initializer.append(numpy_helper.from_array(filled, node.output[0]))
-    del graph.node[:]
-    graph.node.extend(rest)
 
 
 def grouped_rows(model: onnx.ModelProto) -> onnx.ModelProto:

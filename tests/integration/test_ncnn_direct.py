@@ -167,6 +167,12 @@ def factors() -> Part:
     return Part([node("Mul", "x,f")], {"x": real(1, 4, 3, 3), "f": real(1, 4, 1, 1)})
 
 
+@case("weights of one number are written by their size")
+def filled() -> Part:
+    fill = node("ConstantOfShape", "s", "w", value=numpy_helper.from_array(np.float32([0.01])))
+    return Part([fill, node("MatMul", "x,w")], {"x": real(1, 600)}, {"s": np.int64([600, 500])})
+
+
 @case("a GELU that is written out is one layer")
 def gelu() -> Part:
     nodes = [node("Div", "x,r", "a"), node("Erf", "a", "b"), node("Add", "b,o", "c")]
@@ -289,3 +295,11 @@ def test_a_node_without_a_form_is_named(direct: Any) -> None:
     )
     with pytest.raises(SystemExit, match=r"ncnn has no form of Det \('d'\): no layers of ncnn do that"):
         direct.write(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+
+
+def test_a_mask_that_nothing_reads_is_left_out(direct: Any) -> None:
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 2])
+    nodes = [helper.make_node("Dropout", ["x"], ["d", "mask"]), helper.make_node("Relu", ["d"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [x], [onnx.ValueInfoProto(name="y")])
+    written = direct.write(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert "ReLU" in written.param
