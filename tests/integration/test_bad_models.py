@@ -16,7 +16,7 @@ from edgepack import process
 from tests.conftest import ROOT, missing
 from tests.integration.test_importers import from_onnx, make, refused, value
 
-SAMPLE = 8  # mutants of each kind
+SAMPLE = 20  # mutants of each kind
 
 
 @pytest.fixture(scope="module", autouse=True)
