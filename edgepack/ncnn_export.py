@@ -22,6 +22,7 @@ import numpy as np
 from edgepack import artifact as artifacts
 from edgepack import converter
 from edgepack.errors import ToolFailed, Unsupported, VariantError
+from edgepack.inference import infer
 from edgepack.ncnn_source import BATCH, WINOGRAD
 from edgepack.types import Artifact, Binding, Model, Precision, TensorSpec
 
@@ -185,16 +186,8 @@ def _alike(made: Artifact, model: Model, source: Path, results: Path) -> bool:
     """Whether every output on the made-up values points where ONNX Runtime's does."""
     reference = results.with_name("reference")
     reference.mkdir()
-    request = {
-        "files": [str(model.path)],
-        "inputs": [spec.name for spec in model.inputs],
-        "outputs": [spec.name for spec in model.outputs],
-        "samples": str(source),
-        "threads": 1,
-        "timed": 0,
-    }
     try:
-        converter.convert("run_onnxruntime", request, reference)
+        infer(model, source, reference)
     except ToolFailed:  # the verification will say what is wrong with the source
         return True
     for index, (binding, spec) in enumerate(zip(made.outputs, model.outputs, strict=True)):

@@ -5,6 +5,7 @@ asks the cache for a `Step` whose key holds all that decides the output; what a 
 cache lie.
 """
 
+from edgepack.inference import infer
 from edgepack.sampling import Samples, gather_samples, samples_of
 from edgepack.steps.colours import check_channel_order
 from edgepack.steps.packing import build_key, loudest, pack_golden, pack_variant, self_test
@@ -14,7 +15,6 @@ from edgepack.steps.source import (
     IMPORT_BOUND,
     check_import,
     import_model,
-    infer,
     read_model,
     run_onnx,
     run_reference,

@@ -10,9 +10,9 @@ import numpy as np
 
 from edgepack import channel_order, converter, lint, log, plugins
 from edgepack.cache import Cache, Step
+from edgepack.inference import infer
 from edgepack.plan import BuildPlan
 from edgepack.sampling import Samples, remove_folder
-from edgepack.steps.source import infer
 from edgepack.types import Model
 
 

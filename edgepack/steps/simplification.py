@@ -11,8 +11,9 @@ from typing import Any
 from edgepack import log, plugins, verify
 from edgepack.cache import Cache, Entry, Step, digest_of, tree_digests
 from edgepack.errors import ToolFailed, VariantError
+from edgepack.inference import infer
 from edgepack.sampling import Samples, remove_folder
-from edgepack.steps.source import infer, read_model
+from edgepack.steps.source import read_model
 from edgepack.types import Bound, Model
 
 SIMPLIFY_GROWTH = 1.10

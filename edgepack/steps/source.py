@@ -11,6 +11,7 @@ from pathlib import Path
 from edgepack import bundle, converter, iterables, plugins, verify
 from edgepack.cache import Cache, Entry, Step
 from edgepack.errors import EdgepackError, ModelError
+from edgepack.inference import infer
 from edgepack.interfaces import OneProcessImporter
 from edgepack.plan import BuildPlan
 from edgepack.sampling import Samples, gather_samples
@@ -122,19 +123,6 @@ def run_onnx(cache: Cache, model: Model, samples: Samples, title: str) -> Entry:
         params={"tool": converter.digest("run_onnxruntime")},
     )
     return cache.output(step, lambda out: infer(model, samples.verify, out))
-
-
-def infer(model: Model, samples: Path, out: Path) -> None:
-    """Run the model by ONNX Runtime: tensor folder in, tensor folder out."""
-    request = {
-        "files": [str(model.path)],
-        "inputs": [spec.name for spec in model.inputs],
-        "outputs": [spec.name for spec in model.outputs],
-        "samples": str(samples),
-        "threads": 1,
-        "timed": 0,
-    }
-    converter.convert("run_onnxruntime", request, out)
 
 
 def check_import(model: Model, samples: Samples, reference: Entry, imported: Entry) -> None:
